@@ -1,0 +1,88 @@
+//! The command line of `vip-node`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// The node's part of kubectl-vip.
+#[derive(Debug, Parser)]
+#[command(name = "vip-node", version)]
+pub struct Args {
+    /// Role of this process.
+    #[command(subcommand)]
+    pub role: Role,
+}
+
+/// The processes of a node, a container each.
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// Elect an owner for each virtual IP on the LAN, bind and announce
+    Vrrp(VrrpArgs),
+    /// Watch the API server, program IPVS and nftables, report
+    Agent(AgentArgs),
+}
+
+/// Arguments of `vip-node vrrp`.
+#[derive(Debug, clap::Args)]
+pub struct VrrpArgs {
+    /// Unix socket on which to listen for the agent
+    #[arg(long, env = "VIP_LINK", default_value = "/run/kubectl-vip/vrrp.sock")]
+    pub link: PathBuf,
+}
+
+/// Arguments of `vip-node agent`.
+#[derive(Debug, clap::Args)]
+pub struct AgentArgs {
+    /// Name of this node in the cluster
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Unix socket on which vrrp listens
+    #[arg(long, env = "VIP_LINK", default_value = "/run/kubectl-vip/vrrp.sock")]
+    pub link: PathBuf,
+    /// Kubeconfig file; without it the pod's service account is used
+    #[arg(long, env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Advertisement interval, 10ms to 40s
+    #[arg(long, env = "VIP_ADVERT_INTERVAL", default_value = "100ms", value_parser = interval)]
+    pub advert_interval: Duration,
+    /// Where the node's network sysctls (/proc/sys/net) can be written
+    #[arg(long, env = "VIP_SYSCTL_DIR", default_value = "/proc/sys/net")]
+    pub sysctl_dir: PathBuf,
+    /// Address and port of /healthz and /readyz
+    #[arg(long, env = "VIP_HEALTH", default_value = "127.0.0.1:10212")]
+    pub health: std::net::SocketAddr,
+}
+
+/// An interval such as `100ms` or `1s`, a multiple of the protocol's centisecond.
+fn interval(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "not a duration such as 100ms or 1s".to_owned())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        _ => None,
+    }
+    .ok_or("not a duration such as 100ms or 1s")?;
+    if !(10..=40_000).contains(&millis) {
+        return Err("an advertisement interval is 10ms to 40s".to_owned());
+    }
+    if millis % 10 != 0 {
+        return Err("an advertisement interval is a multiple of 10ms (RFC 9568 counts centiseconds)".to_owned());
+    }
+    Ok(Duration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals() {
+        assert_eq!(interval("100ms"), Ok(Duration::from_millis(100)));
+        assert_eq!(interval("1s"), Ok(Duration::from_secs(1)));
+        for bad in ["", "1", "1m", "5ms", "41s", "15ms", "-1s", "99999999999999999999s"] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
+}
