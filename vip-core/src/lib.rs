@@ -6,6 +6,6 @@
 pub mod api;
 //pub mod desired;
 pub mod plan;
-//pub mod pool;
-//pub mod validate;
+pub mod pool;
+pub mod validate;
 pub mod vrrp;

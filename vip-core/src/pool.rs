@@ -8,44 +8,27 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::api::VirtualRouterRange;
+use crate::vrrp::Family;
 
-/// Address family, IPv4 before IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// The family of an address.
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    fn bits(self) -> u32 {
-        match self {
-            Self::V4 => 32,
-            Self::V6 => 128,
-        }
-    }
-
-    fn address(self, number: u128) -> IpAddr {
-        match self {
-            // A span of this family never holds more than 32 bits.
-            Self::V4 => IpAddr::V4(Ipv4Addr::from_bits(number as u32)),
-            Self::V6 => IpAddr::V6(Ipv6Addr::from_bits(number)),
-        }
+fn bits(family: Family) -> u32 {
+    match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
     }
 }
 
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
+fn address(family: Family, number: u128) -> IpAddr {
+    match family {
+        // A span of this family never holds more than 32 bits.
+        Family::V4 => IpAddr::V4(Ipv4Addr::from_bits(number as u32)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::from_bits(number)),
+    }
+}
+
+fn word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
     }
 }
 
@@ -67,12 +50,12 @@ pub struct Span {
 impl Span {
     /// The lowest address.
     pub fn first(&self) -> IpAddr {
-        self.family.address(self.first)
+        address(self.family, self.first)
     }
 
     /// The highest address.
     pub fn last(&self) -> IpAddr {
-        self.family.address(self.last)
+        address(self.family, self.last)
     }
 
     fn common(&self, other: &Self) -> Option<Self> {
@@ -207,7 +190,7 @@ impl AddressSet {
 
     /// The addresses in ascending order, IPv4 before IPv6, made one at a time.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.spans.iter().flat_map(|span| (span.first..=span.last).map(|number| span.family.address(number)))
+        self.spans.iter().flat_map(|span| (span.first..=span.last).map(|number| address(span.family, number)))
     }
 
     /// The lowest run of addresses that both sets have.
@@ -249,12 +232,12 @@ fn parse_entry(text: &str, hosts_only: bool) -> Result<Span, RangeError> {
     if let Some((network, prefix)) = text.split_once('/') {
         let network = end(network)?;
         let family = Family::of(network);
-        let bits = family.bits();
+        let bits = bits(family);
         let prefix = Some(prefix)
             .filter(|p| !p.is_empty() && p.len() <= 3 && p.bytes().all(|b| b.is_ascii_digit()))
             .and_then(|p| p.parse::<u32>().ok())
             .filter(|p| *p <= bits)
-            .ok_or_else(|| wrong(format!("an {family} prefix is 0 to {bits}")))?;
+            .ok_or_else(|| wrong(format!("an {} prefix is 0 to {bits}", word(family))))?;
         let host_mask = if prefix == 0 { low_bits(bits) } else { low_bits(bits - prefix) };
         let first = number(network) & !host_mask;
         let edge = u128::from(hosts_only && family == Family::V4 && prefix <= 30);
