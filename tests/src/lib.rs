@@ -1,0 +1,44 @@
+//! The lab of kubectl-vip: a real three-node Kubernetes cluster on one machine, without a hypervisor or a registry.
+//!
+//! Everything of a lab lives in one network namespace, `vip-NAME`: the control plane (etcd, API server, controller
+//! manager, scheduler) runs there natively, and a small virtual machine, whose kernel has IPVS, hangs on its bridge by
+//! four taps: one for itself and one for each of the three nodes in it. Whoever is in that namespace is a host on the
+//! nodes' LAN. Tests take hold of a running lab with [`cluster`] or [`api`] and use its handles:
+//!
+//! ```no_run
+//! let lab = lab::cluster()?;
+//! lab.kubectl(["get", "nodes"])?.ok()?;
+//! lab.node(2).exec("ip address")?.ok()?;
+//! lab.unplug(2)?;
+//! println!("{}", lab.client().get("http://10.87.2.50/hostname")?.body);
+//! # anyhow::Ok(())
+//! ```
+//!
+//! Tests that need less use [`Segment`] (hosts joined by a bridge, on this machine's own kernel) or
+//! [`netns::in_new_netns`] (one empty namespace for one closure).
+
+pub mod arp;
+pub mod binaries;
+pub mod client;
+pub mod command;
+mod control_plane;
+mod daemon;
+mod exec;
+pub mod guest;
+pub mod image;
+pub mod interrupt;
+pub mod kernel;
+mod lab;
+mod lan;
+pub mod netns;
+pub mod paths;
+mod pki;
+pub mod runner;
+mod segment;
+pub mod setup;
+mod vm;
+
+pub use client::{Client, Report, Response, Watch};
+pub use command::Output;
+pub use lab::{Lab, Node, Parts, VmHandle, api, cluster, down_all};
+pub use segment::{Host, Segment};

@@ -1,0 +1,144 @@
+//! A LAN segment for a single test: hosts (network namespaces) joined by a bridge, on this machine's own kernel.
+
+use std::{
+    net::Ipv4Addr,
+    process::{self, Child, Command},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    arp,
+    client::Client,
+    command::{self, Output},
+    netns::Netns,
+};
+
+/// Hosts on one bridge. Everything of it, the processes included, goes when this value goes.
+#[derive(Debug)]
+pub struct Segment {
+    bridge: Netns,
+    hosts: Vec<Host>,
+}
+
+/// A host of a [`Segment`]: its card is `eth0`, its addresses are 10.87.0.(10+n)/16 and fd87::1n/64 as a node's.
+#[derive(Debug)]
+pub struct Host {
+    number: u8,
+    netns: Netns,
+}
+
+impl Segment {
+    /// A segment with that many hosts, numbered from 1.
+    pub fn new(hosts: u8) -> Result<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let prefix = format!("seg-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let bridge = Netns::named(format!("{prefix}-br"));
+        // Made before it is filled, so that a failure half-way leaves nothing.
+        let mut this = Self { bridge, hosts: Vec::new() };
+        Netns::create(this.bridge.name())?;
+        this.bridge.ip("link add br0 type bridge")?;
+        this.bridge.ip("link set br0 up")?;
+        for number in 1..=hosts {
+            let netns = Netns::named(format!("{prefix}-{number}"));
+            this.hosts.push(Host { number, netns: netns.clone() });
+            Netns::create(netns.name())?;
+            let port = format!("p{number}");
+            this.bridge.ip(&format!("link add {port} type veth peer name eth0 netns {}", netns.name()))?;
+            this.bridge.ip(&format!("link set {port} master br0 up"))?;
+            netns.ip(&format!("address add 10.87.0.{}/16 dev eth0", 10 + number))?;
+            netns.ip(&format!("address add fd87::{:x}/64 dev eth0 nodad", 0x10 + u16::from(number)))?;
+            netns.ip("link set eth0 up")?;
+        }
+        Ok(this)
+    }
+
+    /// A host by its number, from 1.
+    ///
+    /// # Panics
+    /// When there is no such host.
+    pub fn host(&self, number: u8) -> &Host {
+        &self.hosts[usize::from(number) - 1]
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Cuts a host's link at the bridge. Its own card loses the carrier.
+    pub fn unplug(&self, number: u8) -> Result<()> {
+        self.bridge.ip(&format!("link set p{number} down")).map(drop)
+    }
+
+    /// Joins a host's link again.
+    pub fn plug(&self, number: u8) -> Result<()> {
+        self.bridge.ip(&format!("link set p{number} up")).map(drop)
+    }
+
+    /// Drops everything a host sends and hears, while its card keeps the carrier: the port leaves the bridge.
+    pub fn isolate(&self, number: u8) -> Result<()> {
+        self.bridge.ip(&format!("link set p{number} nomaster")).map(drop)
+    }
+
+    /// Undoes [`Segment::isolate`].
+    pub fn rejoin(&self, number: u8) -> Result<()> {
+        self.bridge.ip(&format!("link set p{number} master br0")).map(drop)
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        for netns in self.hosts.iter().map(|host| &host.netns).chain([&self.bridge]) {
+            if let Err(error) = netns.destroy() {
+                eprintln!("{} is left behind: {error:#}", netns.name());
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 87, 0, 10 + self.number)
+    }
+
+    /// The MAC address of its card.
+    pub fn mac(&self) -> Result<String> {
+        let text = self.netns.ip("-oneline link show eth0")?.stdout;
+        let mac = text.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+        Ok(mac.context("a card without a MAC address")?.to_owned())
+    }
+
+    /// Runs a shell command in it, for a minute at most.
+    pub fn exec(&self, line: &str) -> Result<Output> {
+        self.netns.exec(Command::new("bash").args(["-c", line]), command::LIMIT)
+    }
+
+    /// Starts a program in it. It is killed with the segment at the latest.
+    pub fn spawn(&self, program: &mut Command) -> Result<Child> {
+        self.netns.spawn(program)
+    }
+
+    /// Runs a closure on a thread that is in it.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns.run(work)
+    }
+
+    /// A client in it.
+    pub fn client(&self) -> Client {
+        Client::new(Some(self.netns.clone()))
+    }
+
+    /// The MAC addresses that answer it by ARP for an address within `window`.
+    pub fn arp_owner(&self, address: Ipv4Addr, window: Duration) -> Result<Vec<String>> {
+        self.netns.run(|| arp::owners("eth0", self.address(), address, window))?
+    }
+}
