@@ -1,1 +1,99 @@
-//! (being written)
+//! What the agent wants of the kernel: see its tables, change them, notice when somebody emptied them.
+//!
+//! [`Kernel`] does it by netlink, [`Recorder`] in memory for tests. Neither decides anything: what to change is the plan
+//! of `vip_core::plan`, and nothing outside its steps is ever touched.
+
+mod recorder;
+
+use vip_core::api::Reason;
+use vip_core::plan::{Change, ServiceKey, Tables};
+
+pub use recorder::Recorder;
+
+/// The tables of a kernel. Calls block for as long as the kernel takes (microseconds for a step, milliseconds for
+/// thousands), so they belong on a thread where that does no harm.
+pub trait Dataplane: Send {
+    /// Reads everything. The ledger and the guards are in the kernel too, so they outlive the agent; destinations are read
+    /// of services in the ledger only.
+    ///
+    /// Prepares what the dataplane stands on as well (IPVS, sysctls, and our nftables table if somebody deleted it), and
+    /// its errors say what the node lacks. After an error the next call starts afresh.
+    fn observe(&mut self) -> Result<Tables, DataplaneError>;
+
+    /// Takes the steps in their order and returns those that failed, by their index. Steps that depend on a failed one are
+    /// not tried and returned too ([`DataplaneError::Skipped`]). A step that is done already is no failure.
+    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)>;
+
+    /// Whether a service of ours, and our nftables table, are still there: a cheap look (two small messages) at whether
+    /// somebody flushed. The answer is no as well when asked for a service that was never there.
+    fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError>;
+
+    /// Deletes our services (those in the ledger), then the ledger and the guards. What others made stays.
+    fn remove_everything(&mut self) -> Result<(), DataplaneError>;
+}
+
+/// Why the kernel's tables are not as they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DataplaneError {
+    /// The generic netlink family of IPVS is unknown, also after asking for it, which loads the module where that is allowed.
+    #[error(
+        "the kernel has no IPVS: run `modprobe ip_vs` on the node, or install a kernel that has the module"
+    )]
+    IpvsUnavailable,
+    /// The kernel can't do what our nftables table needs.
+    #[error(
+        "the kernel lacks a part of nftables ({0}): run `modprobe -a nf_tables nft_chain_nat nft_masq nft_ct \
+         nft_fib_inet nft_reject_inet` on the node"
+    )]
+    NftablesUnavailable(String),
+    /// EPERM.
+    #[error("not permitted to change {0}: the agent's container needs the capability NET_ADMIN")]
+    NotPermitted(&'static str),
+    /// A sysctl has another value than it should, and can't be set.
+    #[error(
+        "can't set the sysctl {name} to {value} ({text}): run `sysctl -w {name}={value}` on the node, and keep it in \
+         /etc/sysctl.d"
+    )]
+    SysctlNotSet {
+        /// Its name, such as `net.ipv4.ip_forward`.
+        name: &'static str,
+        /// The value that it should have.
+        value: &'static str,
+        /// What the system said.
+        text: String,
+    },
+    /// The kernel said no to one step.
+    #[error("the kernel refused to {change}: {text}")]
+    Refused {
+        /// The step.
+        change: Change,
+        /// The kernel's error, with what it means here.
+        text: String,
+    },
+    /// A step was not tried because one that it depends on failed.
+    #[error("did not try to {0}: an earlier step for the same service failed")]
+    Skipped(Change),
+    /// The conversation with the kernel broke down.
+    #[error("can't talk to the kernel about {0}: {1}")]
+    Broken(&'static str, String),
+}
+
+impl DataplaneError {
+    /// The word for it in conditions.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::IpvsUnavailable => Reason::IPVSUnavailable,
+            Self::NotPermitted(_) => Reason::NotPermitted,
+            Self::SysctlNotSet { .. } => Reason::SysctlNotSet,
+            Self::NftablesUnavailable(_) | Self::Refused { .. } | Self::Skipped(_) | Self::Broken(..) => {
+                Reason::KernelRefused
+            }
+        }
+    }
+}
+
+/// Whether later steps for the same service make no sense once this one failed: a service that is not in the ledger must
+/// not be added, and one that is still there must stay in the ledger.
+fn blocks(change: &Change) -> bool {
+    matches!(change, Change::Open(_) | Change::AddService(..) | Change::DeleteService(_))
+}

@@ -1,0 +1,169 @@
+//! A dataplane in memory: holds what it was told, remembers every step, and fails on demand. For tests.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vip_core::plan::{Change, ServiceKey, Tables};
+
+use super::{Dataplane, DataplaneError, blocks};
+
+/// The model kernel. Clones share it, so that a test keeps one while the agent has the other.
+#[derive(Clone, Debug, Default)]
+pub struct Recorder(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    tables: Tables,
+    applied: Vec<Change>,
+    refused: BTreeSet<ServiceKey>,
+    broken: Option<DataplaneError>,
+}
+
+impl Recorder {
+    /// A kernel that holds something already.
+    pub fn new(tables: Tables) -> Self {
+        let this = Self::default();
+        this.state().tables = tables;
+        this
+    }
+
+    /// What it holds now.
+    pub fn tables(&self) -> Tables {
+        self.state().tables.clone()
+    }
+
+    /// All the steps taken since the start or since [`Recorder::forget`], in their order. Failed ones are not among them.
+    pub fn applied(&self) -> Vec<Change> {
+        self.state().applied.clone()
+    }
+
+    /// Empties the list of steps taken and returns it.
+    pub fn forget(&self) -> Vec<Change> {
+        std::mem::take(&mut self.state().applied)
+    }
+
+    /// Changes the tables behind the agent's back, as other programs do.
+    pub fn meddle(&self, work: impl FnOnce(&mut Tables)) {
+        work(&mut self.state().tables);
+    }
+
+    /// Refuses every step for a service from now on, or no longer.
+    pub fn refuse(&self, key: ServiceKey, refuse: bool) {
+        match refuse {
+            true => self.state().refused.insert(key),
+            false => self.state().refused.remove(&key),
+        };
+    }
+
+    /// Fails every call with an error from now on, or no longer.
+    pub fn fail(&self, error: Option<DataplaneError>) {
+        self.state().broken = error;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn working(&self) -> Result<(), DataplaneError> {
+        self.broken.clone().map_or(Ok(()), Err)
+    }
+
+    fn step(&mut self, change: &Change) -> Result<(), DataplaneError> {
+        self.working()?;
+        if change.key().is_some_and(|key| self.refused.contains(key)) {
+            return Err(DataplaneError::Refused {
+                change: change.clone(),
+                text: "as the test wants".to_owned(),
+            });
+        }
+        self.tables.apply(change);
+        self.applied.push(change.clone());
+        Ok(())
+    }
+}
+
+impl Dataplane for Recorder {
+    fn observe(&mut self) -> Result<Tables, DataplaneError> {
+        let state = self.state();
+        state.working().map(|()| state.tables.clone())
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
+        let mut state = self.state();
+        let mut failed = Vec::new();
+        let mut blocked: BTreeSet<ServiceKey> = BTreeSet::new();
+        for (index, change) in changes.iter().enumerate() {
+            if change.key().is_some_and(|key| blocked.contains(key)) {
+                failed.push((index, DataplaneError::Skipped(change.clone())));
+            } else if let Err(error) = state.step(change) {
+                failed.push((index, error));
+                blocked.extend(change.key().filter(|_| blocks(change)));
+            }
+        }
+        failed
+    }
+
+    fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError> {
+        let state = self.state();
+        state.working().map(|()| state.tables.services.contains_key(key))
+    }
+
+    fn remove_everything(&mut self) -> Result<(), DataplaneError> {
+        let mut state = self.state();
+        state.working()?;
+        let Tables { services, ledger, guarded } = &mut state.tables;
+        services.retain(|key, _| !ledger.contains(key));
+        ledger.clear();
+        guarded.clear();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vip_core::plan::{Protocol, Settings, plan};
+
+    use super::*;
+
+    fn key() -> ServiceKey {
+        ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Tcp, port: 80 }
+    }
+
+    fn desired() -> Tables {
+        let mut tables = Tables::default();
+        let settings = Settings { scheduler: "wlc".to_owned(), persistence: None };
+        tables.apply(&Change::Open(key()));
+        tables.apply(&Change::AddService(key(), settings));
+        tables.apply(&Change::AddDestination(key(), ([10, 244, 1, 1], 8080).into(), 1));
+        tables
+    }
+
+    #[test]
+    fn holds_and_counts() {
+        let mut recorder = Recorder::default();
+        let seen = recorder.clone();
+        let steps = plan(&desired(), &recorder.observe().unwrap()).changes;
+        assert_eq!(recorder.apply(&steps), vec![]);
+        assert_eq!(seen.tables(), desired());
+        assert_eq!(seen.forget(), steps);
+        assert!(recorder.sentinel(&key()).unwrap());
+        seen.meddle(|tables| tables.services.clear());
+        assert!(!recorder.sentinel(&key()).unwrap());
+        recorder.remove_everything().unwrap();
+        assert_eq!(seen.tables(), Tables::default());
+    }
+
+    #[test]
+    fn what_depends_on_a_refused_step_is_not_tried() {
+        let mut recorder = Recorder::default();
+        recorder.refuse(key(), true);
+        let steps = plan(&desired(), &Tables::default()).changes;
+        let failed = recorder.apply(&steps);
+        assert_eq!(failed.len(), steps.len());
+        assert!(matches!(failed[0].1, DataplaneError::Refused { .. }));
+        assert!(failed[1..].iter().all(|(_, error)| matches!(error, DataplaneError::Skipped(_))));
+        assert_eq!(recorder.applied(), vec![]);
+    }
+}
