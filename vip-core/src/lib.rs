@@ -4,7 +4,7 @@
 //! as arguments, decisions go out as values, so that all of it runs in a unit test.
 
 pub mod api;
-//pub mod desired;
+pub mod desired;
 pub mod plan;
 pub mod pool;
 pub mod validate;

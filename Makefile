@@ -1,0 +1,37 @@
+# Every target does what it needs by itself; nothing has to be run before.
+LAB := cargo run --quiet --package lab --
+
+.PHONY: help setup build image demo lab-up lab-down test lint bench
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## Install what the lab needs (as root or by sudo; only what is missing)
+	@$(LAB) setup
+
+build: ## Build the plugin and the agent
+	cargo build --workspace
+
+image: setup ## Build the image of the agent
+	@$(LAB) image
+
+demo: setup ## Watch a three-node cluster get a virtual IP and lose a node
+	@$(LAB) demo
+
+lab-up: setup ## Start a three-node cluster to play with
+	@$(LAB) up
+
+lab-down: ## Stop the cluster and leave nothing behind
+	@$(LAB) down
+
+test: setup ## Run all tests, on real kernels and a real cluster
+	@$(LAB) test
+
+lint: ## Formatting, clippy, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- --deny warnings
+	@command -v cargo-deny > /dev/null || cargo install --locked --quiet cargo-deny
+	cargo deny --log-level error check bans licenses sources
+
+bench: setup ## Measure failover, image and memory
+	@$(LAB) bench

@@ -1,0 +1,464 @@
+//! From the objects of the API to what this node should do: the tables of its kernel and the elections it enters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+
+use crate::api::{Backends, EXCLUDE_LABEL, Reason, ServiceRef, VIPPool, VirtualIP};
+use crate::plan::{Protocol, ServiceKey, Settings, Tables, VirtualService};
+use crate::validate::{CheckedPool, CheckedVip, Fault, check_pools};
+use crate::vrrp::{Family, RouterConfig, RouterId, rank};
+
+/// Seconds for which `sessionAffinity: ClientIP` holds when the Service names no time (Kubernetes' default).
+const AFFINITY_DEFAULT: u32 = 10_800;
+
+/// The objects of the cluster, as last seen.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// All virtual IPs that could be read.
+    pub vips: Vec<Arc<VirtualIP>>,
+    /// Names of the virtual IPs that could not be read, and why.
+    pub malformed: Vec<(String, String)>,
+    /// All pools.
+    pub pools: Vec<Arc<VIPPool>>,
+    /// The Services of the cluster.
+    pub services: BTreeMap<ServiceRef, Arc<Service>>,
+    /// Their EndpointSlices.
+    pub slices: BTreeMap<ServiceRef, Vec<Arc<EndpointSlice>>>,
+}
+
+/// This node, as far as the elections care.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its interfaces with their own addresses.
+    pub interfaces: Vec<(String, Vec<IpNet>)>,
+}
+
+/// A word for programs and a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The word.
+    pub reason: Reason,
+    /// The sentence.
+    pub message: String,
+}
+
+impl Trouble {
+    /// A trouble with its sentence.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self { reason: fault.reason, message: fault.to_string() }
+    }
+}
+
+/// What is to be done about one virtual IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipPlan {
+    /// Name of the object.
+    pub name: String,
+    /// The address; `None` when the object is malformed.
+    pub address: Option<IpAddr>,
+    /// Virtual router identifier.
+    pub vrid: u8,
+    /// Whether it names Services: only then does owning it need the dataplane.
+    pub bare: bool,
+    /// The virtual services that its Services ask for.
+    pub keys: Vec<ServiceKey>,
+    /// What IPVS sends to.
+    pub backends: Backends,
+    /// What is wrong with the object or its Services, the gravest first.
+    pub troubles: Vec<Trouble>,
+    /// The interface on which this node may own it, or why it may not.
+    pub candidate: Result<String, Trouble>,
+}
+
+impl VipPlan {
+    /// Nothing is done for it, and it says why.
+    fn refused(name: String, address: Option<IpAddr>, trouble: Trouble) -> Self {
+        Self {
+            name,
+            address,
+            vrid: 0,
+            bare: false,
+            keys: Vec::new(),
+            backends: Backends::default(),
+            troubles: vec![trouble.clone()],
+            candidate: Err(trouble),
+        }
+    }
+}
+
+/// All that this node should hold and enter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// For the kernel of every node, owner or not: a takeover then binds an address and nothing else.
+    pub tables: Tables,
+    /// One for each virtual IP, in the order of their names.
+    pub vips: Vec<VipPlan>,
+}
+
+impl Desired {
+    /// Reads the objects for one node. A malformed object yields a plan with its trouble and touches no other.
+    pub fn new(objects: &Objects, node: &Node) -> Self {
+        let pools: Vec<CheckedPool> = check_pools(objects.pools.iter().map(AsRef::as_ref)).0;
+        let mut desired = Self::default();
+        for raw in &objects.vips {
+            let name = raw.metadata.name.clone().unwrap_or_default();
+            desired.vips.push(match CheckedVip::new(raw.as_ref()) {
+                Ok(vip) => plan_vip(name, &vip, &pools, objects, node, &mut desired.tables),
+                Err(fault) => VipPlan::refused(name, None, fault.into()),
+            });
+        }
+        for (name, error) in &objects.malformed {
+            let trouble = Trouble::new(Reason::Invalid, format!("VirtualIP {name} cannot be read: {error}"));
+            desired.vips.push(VipPlan::refused(name.clone(), None, trouble));
+        }
+        desired.vips.sort_by(|a, b| a.name.cmp(&b.name));
+        desired
+    }
+
+    /// The elections to enter, given whether this node's kernel can serve a virtual IP. A virtual router with one
+    /// address that cannot be served here is left to others as a whole, for its addresses move together.
+    pub fn elections(&self, node: &Node, others: &Others, interval: Duration, can_serve: impl Fn(&VipPlan) -> bool) -> Vec<RouterConfig> {
+        let mut routers: BTreeMap<RouterId, (BTreeSet<IpAddr>, bool)> = BTreeMap::new();
+        for vip in &self.vips {
+            let (Some(address), Ok(interface)) = (vip.address, &vip.candidate) else { continue };
+            let id = RouterId { interface: interface.clone(), family: Family::of(address), vrid: vip.vrid };
+            let (addresses, fit) = routers.entry(id).or_insert_with(|| (BTreeSet::new(), true));
+            addresses.insert(address);
+            *fit &= vip.bare || can_serve(vip);
+        }
+        routers
+            .into_iter()
+            .filter(|(_, (_, fit))| *fit)
+            .map(|(id, (addresses, _))| RouterConfig {
+                priority: rank::priority(&node.name, others.keys().map(String::as_str), id.vrid),
+                interval,
+                preempt: false,
+                peers: others.values().flatten().filter(|a| Family::of(**a) == id.family).copied().collect(),
+                addresses: addresses.into_iter().collect(),
+                id,
+            })
+            .collect()
+    }
+}
+
+/// The other nodes with an agent: name and addresses.
+pub type Others = BTreeMap<String, Vec<IpAddr>>;
+
+fn plan_vip(name: String, vip: &CheckedVip, pools: &[CheckedPool], objects: &Objects, node: &Node, tables: &mut Tables) -> VipPlan {
+    let address = vip.address;
+    if address.is_ipv6() {
+        let message = format!("virtual IP {address}: this version announces IPv4 addresses only");
+        return VipPlan::refused(name, Some(address), Trouble::new(Reason::Invalid, message));
+    }
+    let pool = match vip.pool(pools) {
+        Ok(pool) => pool,
+        Err(fault) => return VipPlan::refused(name, Some(address), fault.into()),
+    };
+    let mut plan = VipPlan {
+        name,
+        address: Some(address),
+        vrid: vip.virtual_router,
+        bare: vip.services.is_empty(),
+        keys: Vec::new(),
+        backends: Backends::default(),
+        troubles: Vec::new(),
+        candidate: candidate(address, pool, node),
+    };
+    if !plan.bare {
+        tables.guarded.insert(address);
+    }
+    for reference in &vip.services {
+        serve(vip, reference, objects, tables, &mut plan);
+    }
+    plan
+}
+
+/// The interface on which this node may own an address, or why it may not compete for it.
+fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String, Trouble> {
+    if node.interfaces.iter().flat_map(|(_, nets)| nets).any(|net| net.addr() == address) {
+        let message = format!("{address} is an address of node {} itself and cannot be a virtual IP", node.name);
+        return Err(Trouble::new(Reason::Rejected, message));
+    }
+    if let Some((key, value)) = pool.node_selector.iter().find(|(key, value)| node.labels.get(*key) != Some(value)) {
+        let message = format!("node {} lacks the label {key}={value} that pool \"{}\" asks for", node.name, pool.name);
+        return Err(Trouble::new(Reason::NodeExcluded, message));
+    }
+    // A pool that names its nodes overrides the label that kubeadm puts on control planes.
+    if pool.node_selector.is_empty() && node.labels.contains_key(EXCLUDE_LABEL) {
+        let message = format!("node {} has the label {EXCLUDE_LABEL}", node.name);
+        return Err(Trouble::new(Reason::NodeExcluded, message));
+    }
+    node.interfaces
+        .iter()
+        .filter(|(name, _)| pool.interface.as_ref().is_none_or(|wanted| wanted == name))
+        .find(|(_, nets)| nets.iter().any(|net| net.prefix_len() < net.max_prefix_len() && net.contains(&address)))
+        .map(|(name, _)| name.clone())
+        .ok_or_else(|| {
+            let which = pool.interface.as_ref().map_or("no interface".to_owned(), |name| format!("no interface {name}"));
+            let message = format!("node {} has {which} in the subnet of {address}", node.name);
+            Trouble::new(Reason::NoInterface, message)
+        })
+}
+
+/// Adds one Service's ports and endpoints to the tables and to the plan.
+fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &mut Tables, plan: &mut VipPlan) {
+    let address = vip.address;
+    let Some(spec) = objects.services.get(reference).and_then(|service| service.spec.as_ref()) else {
+        plan.troubles.push(Trouble::new(Reason::ServiceNotFound, format!("service {reference} does not exist")));
+        return;
+    };
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    if spec.type_.as_deref() == Some("ExternalName") || ports.is_empty() {
+        let message = format!("service {reference} has no ports that an address could serve");
+        plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
+        return;
+    }
+    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        client_ip.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok()).unwrap_or(AFFINITY_DEFAULT)
+    });
+    let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity));
+    let slices = objects.slices.get(reference).map(Vec::as_slice).unwrap_or_default();
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let endpoints = || {
+        let slices = slices.iter().filter(|slice| slice.address_type == family);
+        slices.flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)))
+    };
+
+    let (mut ready, mut total) = (BTreeSet::new(), BTreeSet::new());
+    for endpoint in endpoints().map(|(_, endpoint)| endpoint) {
+        total.extend(endpoint.addresses.first());
+        if weight(endpoint).is_some_and(|weight| weight > 0) {
+            ready.extend(endpoint.addresses.first());
+        }
+    }
+    plan.backends.ready += u32::try_from(ready.len()).unwrap_or(u32::MAX);
+    plan.backends.total += u32::try_from(total.len()).unwrap_or(u32::MAX);
+    if ready.is_empty() {
+        plan.troubles.push(Trouble::new(Reason::NoEndpoints, format!("service {reference} has no ready endpoint")));
+    }
+
+    for port in ports {
+        let protocol = match port.protocol.as_deref() {
+            None | Some("TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            Some(other) => {
+                let message = format!("port {} of service {reference} is {other}: only TCP and UDP are served", port.port);
+                plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
+                continue;
+            }
+        };
+        let Ok(number @ 1..) = u16::try_from(port.port) else { continue };
+        let key = ServiceKey { address, protocol, port: number };
+        if plan.keys.contains(&key) {
+            let message = format!("port {number}/{protocol} of service {reference} is taken by another service of {address}");
+            plan.troubles.push(Trouble::new(Reason::PortClash, message));
+            continue;
+        }
+        let mut destinations = BTreeMap::new();
+        for (slice, endpoint) in endpoints() {
+            let Some(target) = target_port(slice, port.name.as_deref(), protocol) else { continue };
+            let Some(weight) = weight(endpoint) else { continue };
+            let Some(Ok(pod)) = endpoint.addresses.first().map(|a| a.parse::<IpAddr>()) else { continue };
+            if pod.is_ipv4() == address.is_ipv4() {
+                // The same endpoint may stand in two slices while one is being filled: the better word counts.
+                let entry = destinations.entry(SocketAddr::new(pod, target)).or_insert(weight);
+                *entry = weight.max(*entry);
+            }
+        }
+        plan.keys.push(key);
+        tables.ledger.insert(key);
+        tables.services.insert(key, VirtualService { settings: settings.clone(), destinations });
+    }
+}
+
+/// The weight of an endpoint: 1 when ready, 0 while it ends but still serves (it keeps its connections), `None` when
+/// it should not be in the kernel.
+fn weight(endpoint: &Endpoint) -> Option<u32> {
+    let Some(conditions) = &endpoint.conditions else { return Some(1) };
+    match (conditions.ready.unwrap_or(true), conditions.serving.unwrap_or(true), conditions.terminating.unwrap_or(false)) {
+        (true, _, _) => Some(1),
+        (false, true, true) => Some(0),
+        _ => None,
+    }
+}
+
+/// The port of a slice's endpoints for a Service port: matched by name, as Kubernetes does.
+fn target_port(slice: &EndpointSlice, name: Option<&str>, protocol: Protocol) -> Option<u16> {
+    let wanted = name.unwrap_or_default();
+    slice
+        .ports
+        .iter()
+        .flatten()
+        .find(|port| {
+            let same_protocol = port.protocol.as_deref().unwrap_or("TCP") == protocol.to_string();
+            port.name.as_deref().unwrap_or_default() == wanted && same_protocol
+        })
+        .and_then(|port| u16::try_from(port.port?).ok())
+        .filter(|port| *port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn from<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    fn vip(address: &str, spec: Value) -> Arc<VirtualIP> {
+        let mut spec = spec;
+        spec["address"] = json!(address);
+        spec["virtualRouter"] = json!(100);
+        from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address}, "spec": spec}))
+    }
+
+    fn web() -> Value {
+        json!({"services": [{"namespace": "shop", "name": "web"}]})
+    }
+
+    fn reference(name: &str) -> ServiceRef {
+        ServiceRef { namespace: "shop".into(), name: name.into() }
+    }
+
+    fn slice(endpoints: Value) -> Arc<EndpointSlice> {
+        from(json!({"addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 5353, "protocol": "UDP"}]}))
+    }
+
+    /// Service shop/web, ports 80/TCP and 53/UDP, one endpoint of each kind, and a pool and a node that fit.
+    fn scene() -> (Objects, Node) {
+        let service = from(json!({"spec": {"ports": [
+            {"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}]}}));
+        let endpoints = json!([
+            {"addresses": ["10.244.1.2"], "conditions": {"ready": true}},
+            {"addresses": ["10.244.1.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+            {"addresses": ["10.244.1.4"], "conditions": {"ready": false, "serving": false}}]);
+        let pool = from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool", "metadata": {"name": "lab"},
+            "spec": {"addresses": ["10.87.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}}));
+        let objects = Objects {
+            vips: vec![vip("10.87.2.50", web())],
+            pools: vec![pool],
+            services: [(reference("web"), service)].into(),
+            slices: [(reference("web"), vec![slice(endpoints)])].into(),
+            ..Objects::default()
+        };
+        let nets = vec!["10.87.0.11/16".parse().unwrap()];
+        let node = Node { name: "node-1".into(), interfaces: vec![("eth0".into(), nets)], ..Node::default() };
+        (objects, node)
+    }
+
+    fn reasons(plan: &VipPlan) -> Vec<Reason> {
+        plan.troubles.iter().map(|t| t.reason).collect()
+    }
+
+    #[test]
+    fn a_service_becomes_virtual_services_with_ready_and_draining_destinations() {
+        let (objects, node) = scene();
+        let desired = Desired::new(&objects, &node);
+        let plan = &desired.vips[0];
+        assert_eq!(plan.candidate, Ok("eth0".to_owned()));
+        assert_eq!(plan.backends, Backends { ready: 1, total: 3 });
+        assert_eq!(plan.troubles, []);
+        let text: Vec<String> = desired.tables.services.iter().map(|(k, s)| format!("{k} {} {:?}", s.settings.scheduler, s.destinations)).collect();
+        assert_eq!(text, [
+            "TCP 10.87.2.50:80 wlc {10.244.1.2:8080: 1, 10.244.1.3:8080: 0}",
+            "UDP 10.87.2.50:53 wlc {10.244.1.2:5353: 1, 10.244.1.3:5353: 0}",
+        ]);
+    }
+
+    #[test]
+    fn affinity_is_the_services_unless_the_virtual_ip_says_otherwise() {
+        let (mut objects, node) = scene();
+        let mut service = objects.services[&reference("web")].as_ref().clone();
+        service.spec.as_mut().unwrap().session_affinity = Some("ClientIP".into());
+        objects.services.insert(reference("web"), Arc::new(service));
+        let persistence = |objects: &Objects| Desired::new(objects, &node).tables.services.values().next().unwrap().settings.persistence;
+        assert_eq!(persistence(&objects), Some(10_800));
+        let mut spec = web();
+        spec["persistenceSeconds"] = json!(60);
+        objects.vips = vec![vip("10.87.2.50", spec)];
+        assert_eq!(persistence(&objects), Some(60));
+    }
+
+    #[test]
+    fn a_bad_object_hurts_only_itself() {
+        let (mut objects, node) = scene();
+        let good = Desired::new(&objects, &node);
+        objects.vips.push(vip("10.87.2.51", json!({"services": [{"namespace": "shop", "name": "gone"}]})));
+        objects.vips.push(vip("10.99.0.1", web()));
+        objects.vips.push(vip("010.1", web()));
+        objects.malformed.push(("10.87.2.52".into(), "number too large".into()));
+        let desired = Desired::new(&objects, &node);
+        assert_eq!(desired.tables.services, good.tables.services);
+        let all: BTreeMap<&str, Vec<Reason>> = desired.vips.iter().map(|p| (p.name.as_str(), reasons(p))).collect();
+        assert_eq!(all["10.87.2.50"], []);
+        assert_eq!(all["10.87.2.51"], [Reason::ServiceNotFound]);
+        assert_eq!(all["10.87.2.52"], [Reason::Invalid]);
+        assert_eq!(all["10.99.0.1"], [Reason::Rejected]);
+        assert_eq!(all["010.1"], [Reason::Invalid]);
+    }
+
+    #[test]
+    fn two_services_of_one_address_clash_only_on_the_same_port() {
+        let (mut objects, node) = scene();
+        let other = from(json!({"spec": {"ports": [{"name": "http", "port": 80}, {"name": "tls", "port": 443}]}}));
+        objects.services.insert(reference("api"), other);
+        objects.vips = vec![vip("10.87.2.50", json!({"services": [{"namespace": "shop", "name": "web"}, {"namespace": "shop", "name": "api"}]}))];
+        let desired = Desired::new(&objects, &node);
+        assert_eq!(reasons(&desired.vips[0]), [Reason::NoEndpoints, Reason::PortClash]);
+        assert_eq!(desired.tables.ledger.len(), 3);
+    }
+
+    #[test]
+    fn who_may_compete() {
+        let (mut objects, mut node) = scene();
+        let candidate = |objects: &Objects, node: &Node| Desired::new(objects, node).vips[0].candidate.clone().map_err(|t| t.reason);
+        node.labels.insert(EXCLUDE_LABEL.into(), String::new());
+        assert_eq!(candidate(&objects, &node), Err(Reason::NodeExcluded));
+        let mut pool = objects.pools[0].as_ref().clone();
+        pool.spec.node_selector.insert("edge".into(), "yes".into());
+        objects.pools = vec![Arc::new(pool)];
+        assert_eq!(candidate(&objects, &node), Err(Reason::NodeExcluded));
+        node.labels.insert("edge".into(), "yes".into());
+        assert_eq!(candidate(&objects, &node), Ok("eth0".into()));
+        node.interfaces = vec![("eth0".into(), vec!["192.168.1.1/24".parse().unwrap()])];
+        assert_eq!(candidate(&objects, &node), Err(Reason::NoInterface));
+        node.interfaces = vec![("eth0".into(), vec!["10.87.2.50/16".parse().unwrap()])];
+        assert_eq!(candidate(&objects, &node), Err(Reason::Rejected));
+    }
+
+    #[test]
+    fn a_router_is_entered_only_when_all_of_its_addresses_can_be_served() {
+        let (mut objects, node) = scene();
+        objects.vips.push(vip("10.87.2.60", json!({})));
+        let desired = Desired::new(&objects, &node);
+        let others = [("node-2".to_owned(), vec!["10.87.0.12".parse().unwrap()])].into();
+        let interval = Duration::from_millis(100);
+        let routers = desired.elections(&node, &others, interval, |_| true);
+        assert_eq!(routers.len(), 1);
+        assert_eq!(routers[0].addresses.len(), 2);
+        assert_eq!(routers[0].peers, others["node-2"]);
+        assert_eq!(desired.elections(&node, &others, interval, |_| false), []);
+        objects.vips.remove(0);
+        let bare = Desired::new(&objects, &node);
+        assert_eq!(bare.elections(&node, &others, interval, |_| false).len(), 1);
+    }
+}

@@ -1,0 +1,192 @@
+//! From what holds on this node to what is written into the objects' status. Pure: the time comes in.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use vip_core::api::{
+    CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, DataplaneStatus, InterfaceStatus, PeerStatus, Reason, VIPNodeStatus,
+    VirtualIP, VirtualIPStatus, VirtualRouterStatus, VrrpState,
+};
+use vip_core::desired::{Trouble, VipPlan};
+use vip_core::vrrp::Family;
+
+use super::programmer::Programmed;
+use crate::link::{Report, RouterReport};
+
+/// What a virtual IP's status says of one moment.
+struct Verdict {
+    holds: bool,
+    reason: Reason,
+    message: String,
+}
+
+/// The status of a virtual IP that this node owns.
+pub fn owned(vip: &VirtualIP, plan: &VipPlan, node: &str, interface: &str, programmed: &Programmed, now: &Time) -> VirtualIPStatus {
+    let previous = vip.status.as_ref();
+    let mine = previous.filter(|status| status.node.as_deref() == Some(node));
+    let address = &vip.spec.address;
+    let announced = Verdict {
+        holds: true,
+        reason: Reason::Active,
+        message: format!("{node} answers for {address} on {interface}"),
+    };
+    VirtualIPStatus {
+        node: Some(node.to_owned()),
+        since: mine.and_then(|status| status.since.clone()).or_else(|| Some(now.clone())),
+        backends: plan.backends,
+        conditions: vec![
+            condition(vip, CONDITION_ANNOUNCED, announced, now),
+            condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
+        ],
+    }
+}
+
+/// The status of a virtual IP that no node owns.
+pub fn unowned(vip: &VirtualIP, plan: &VipPlan, programmed: &Programmed, now: &Time) -> VirtualIPStatus {
+    let announced = match (&plan.candidate, plan.troubles.first()) {
+        (Err(_), Some(trouble)) => Verdict { holds: false, reason: trouble.reason, message: trouble.message.clone() },
+        (Err(trouble), None) => Verdict {
+            holds: false,
+            reason: Reason::NoCandidate,
+            message: format!("no node owns {}; for one, {}", vip.spec.address, trouble.message),
+        },
+        (Ok(_), _) => {
+            let detail = programmed.trouble.as_ref().map(|t| format!("; for one, {}", t.message)).unwrap_or_default();
+            Verdict { holds: false, reason: Reason::NoCandidate, message: format!("no node owns {}{detail}", vip.spec.address) }
+        }
+    };
+    let programmed = if plan.candidate.is_err() && !plan.troubles.is_empty() {
+        Verdict { holds: false, reason: announced.reason, message: announced.message.clone() }
+    } else {
+        programming(plan, programmed)
+    };
+    VirtualIPStatus {
+        node: None,
+        since: None,
+        backends: plan.backends,
+        conditions: vec![
+            condition(vip, CONDITION_ANNOUNCED, announced, now),
+            condition(vip, CONDITION_PROGRAMMED, programmed, now),
+        ],
+    }
+}
+
+/// The status of a virtual IP whose object cannot be read.
+pub fn malformed(plan: &VipPlan, now: &Time) -> VirtualIPStatus {
+    let (reason, message) = plan.troubles.first().map_or((Reason::Invalid, ""), |t| (t.reason, t.message.as_str()));
+    let condition = |type_: &str| Condition {
+        last_transition_time: now.clone(),
+        message: message.to_owned(),
+        observed_generation: None,
+        reason: reason.as_str().to_owned(),
+        status: "False".to_owned(),
+        type_: type_.to_owned(),
+    };
+    VirtualIPStatus { conditions: vec![condition(CONDITION_ANNOUNCED), condition(CONDITION_PROGRAMMED)], ..VirtualIPStatus::default() }
+}
+
+/// Whether the kernel serves all that the virtual IP's Services ask for.
+fn programming(plan: &VipPlan, programmed: &Programmed) -> Verdict {
+    let no = |reason, message: &str| Verdict { holds: false, reason, message: message.to_owned() };
+    if let Some(Trouble { reason, message }) = programmed.trouble.as_ref().filter(|_| !plan.bare) {
+        return no(*reason, message);
+    }
+    if let Some(key) = plan.keys.iter().find(|key| programmed.conflicts.contains(key)) {
+        return no(Reason::ForeignEntry, &format!("another program has an IPVS service at {key}, it is left alone"));
+    }
+    if let Some(words) = plan.keys.iter().find_map(|key| programmed.refused.get(key)) {
+        return no(Reason::KernelRefused, words);
+    }
+    if let Some(trouble) = plan.troubles.first() {
+        return no(trouble.reason, &trouble.message);
+    }
+    if plan.bare {
+        let message = "a bare address: all ports of its node answer".to_owned();
+        return Verdict { holds: true, reason: Reason::NoServices, message };
+    }
+    let message = format!("{} ports are sent to {} backends", plan.keys.len(), plan.backends.ready);
+    Verdict { holds: true, reason: Reason::Programmed, message }
+}
+
+fn condition(vip: &VirtualIP, type_: &str, verdict: Verdict, now: &Time) -> Condition {
+    let status = if verdict.holds { "True" } else { "False" }.to_owned();
+    let previous = vip.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == type_ && c.status == status);
+    Condition {
+        last_transition_time: previous.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+        message: verdict.message,
+        observed_generation: vip.metadata.generation,
+        reason: verdict.reason.as_str().to_owned(),
+        status,
+        type_: type_.to_owned(),
+    }
+}
+
+/// The status of this node.
+pub fn node(report: Option<&Report>, programmed: &Programmed, previous: Option<&VIPNodeStatus>, now: &Time) -> VIPNodeStatus {
+    let routers = report.map(|r| r.routers.as_slice()).unwrap_or_default();
+    let mut status = VIPNodeStatus {
+        renew_time: Some(now.clone()),
+        agent_version: format!("v{}", env!("CARGO_PKG_VERSION")),
+        virtual_routers: routers.iter().map(|router| router_status(router, previous, now)).collect(),
+        dataplane: dataplane(report, programmed),
+        ..VIPNodeStatus::default()
+    };
+    for interface in report.iter().flat_map(|r| &r.interfaces).filter(|i| !i.addresses.is_empty()) {
+        status.interfaces.push(InterfaceStatus {
+            name: interface.name.clone(),
+            mac: interface.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+            carrier: interface.carrier,
+        });
+    }
+    for peer in report.iter().flat_map(|r| &r.peers) {
+        status.peers.push(PeerStatus {
+            address: peer.address.to_string(),
+            interface: peer.id.interface.clone(),
+            virtual_router: peer.id.vrid,
+            priority: peer.priority,
+        });
+    }
+    status
+}
+
+fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &Time) -> VirtualRouterStatus {
+    let mut status = VirtualRouterStatus {
+        interface: router.id.interface.clone(),
+        family: if router.id.family == Family::V4 { 4 } else { 6 },
+        virtual_router: router.id.vrid,
+        state: router.state,
+        priority: router.priority,
+        since: now.clone(),
+    };
+    let same = previous.iter().flat_map(|p| &p.virtual_routers).find(|p| {
+        (&p.interface, p.family, p.virtual_router, p.state) == (&status.interface, status.family, status.virtual_router, status.state)
+    });
+    if let Some(same) = same {
+        status.since = same.since.clone();
+    }
+    status
+}
+
+fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneStatus {
+    let not = |reason, message: String| DataplaneStatus { ready: false, reason: Some(reason), message: Some(message) };
+    if let Some(trouble) = &programmed.trouble {
+        return not(trouble.reason, trouble.message.clone());
+    }
+    let Some(report) = report else {
+        return not(Reason::VrrpUnavailable, "the process that elects and binds does not answer".to_owned());
+    };
+    if let Some((reason, message)) = report.routers.iter().find_map(|router| router.trouble.clone()) {
+        return not(reason, message);
+    }
+    if let Some((key, words)) = programmed.refused.first_key_value() {
+        return not(Reason::KernelRefused, format!("{key}: {words}"));
+    }
+    if programmed.generation.is_none() {
+        return not(Reason::KernelRefused, "the kernel was not programmed yet".to_owned());
+    }
+    DataplaneStatus { ready: true, reason: Some(Reason::Ready), message: None }
+}
+
+/// The routers in which this node is master.
+pub fn mastered(report: &Report) -> impl Iterator<Item = &RouterReport> {
+    report.routers.iter().filter(|router| router.state == VrrpState::Master)
+}
