@@ -3,11 +3,17 @@
 //! [`Kernel`] does it by netlink, [`Recorder`] in memory for tests. Neither decides anything: what to change is the plan
 //! of `vip_core::plan`, and nothing outside its steps is ever touched.
 
+mod ipvs;
+mod kernel;
+mod nat;
+mod netlink;
 mod recorder;
+mod sysctl;
 
 use vip_core::api::Reason;
 use vip_core::plan::{Change, ServiceKey, Tables};
 
+pub use kernel::Kernel;
 pub use recorder::Recorder;
 
 /// The tables of a kernel. Calls block for as long as the kernel takes (microseconds for a step, milliseconds for

@@ -1,0 +1,200 @@
+//! The IPVS table of this network namespace, over generic netlink.
+//!
+//! Each step is one message, acknowledged by itself. The table is everybody's: it is never flushed, and what is not in
+//! our ledger is only ever read.
+
+mod codec;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use vip_core::plan::{Change, ServiceKey, Settings, VirtualService};
+
+use self::codec::Command;
+use super::DataplaneError;
+use super::netlink::{Attributes, Request, Socket, Trouble, array, attribute};
+
+/// The controller of generic netlink (`linux/genetlink.h`): its message type, its command for looking up a family, the
+/// attributes for a family's number and name.
+const CONTROLLER: u16 = 0x10;
+const GET_FAMILY: u8 = 3;
+const FAMILY_ID: u16 = 1;
+const FAMILY_NAME: u16 = 2;
+
+/// A socket that speaks to IPVS.
+#[derive(Debug)]
+pub(super) struct Ipvs {
+    socket: Socket,
+    family: u16,
+}
+
+impl Ipvs {
+    /// Finds IPVS. Asking for its name loads the module where loading is allowed: it carries the name as an alias.
+    pub(super) fn open() -> Result<Self, DataplaneError> {
+        let mut socket =
+            Socket::open(SockProtocol::NetlinkGeneric).map_err(|error| failed(&Trouble::Errno(error)))?;
+        let lookup = Request {
+            kind: CONTROLLER,
+            flags: 0,
+            head: [GET_FAMILY, 1, 0, 0],
+            attributes: Attributes::new().text(FAMILY_NAME, "IPVS"),
+        };
+        let found = socket.ask(&lookup, |answer| attribute(answer, FAMILY_ID).and_then(|id| array(id, 0)));
+        match found {
+            Ok(ids) => match ids.first() {
+                Some(id) => Ok(Self { socket, family: u16::from_ne_bytes(*id) }),
+                None => Err(DataplaneError::IpvsUnavailable),
+            },
+            Err(Trouble::Errno(Errno::ENOENT)) => Err(DataplaneError::IpvsUnavailable),
+            Err(trouble) => Err(failed(&trouble)),
+        }
+    }
+
+    /// All services of address and port over TCP or UDP. Destinations are read of those in the ledger only.
+    pub(super) fn observe(
+        &mut self,
+        ledger: &BTreeSet<ServiceKey>,
+    ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
+        let all = self.request(Command::GetService, Attributes::new());
+        let found = self.socket.dump(&all, codec::service).map_err(|trouble| failed(&trouble))?;
+        let mut services = BTreeMap::new();
+        for (key, settings) in found {
+            let mut service = VirtualService { settings, ..VirtualService::default() };
+            if ledger.contains(&key) {
+                let its = self.request(Command::GetDestination, codec::name(&key));
+                let destinations = self.socket.dump(&its, |answer| codec::destination(answer, &key));
+                service.destinations =
+                    destinations.map_err(|trouble| failed(&trouble))?.into_iter().collect();
+            }
+            services.insert(key, service);
+        }
+        Ok(services)
+    }
+
+    /// One service's settings, if it is there.
+    pub(super) fn service(&mut self, key: &ServiceKey) -> Result<Option<Settings>, DataplaneError> {
+        let request = self.request(Command::GetService, codec::name(key));
+        match self.socket.ask(&request, codec::service) {
+            Ok(found) => Ok(found.into_iter().next().map(|(_, settings)| settings)),
+            Err(Trouble::Errno(Errno::ESRCH | Errno::ENOENT)) => Ok(None),
+            Err(trouble) => Err(failed(&trouble)),
+        }
+    }
+
+    /// Takes the steps that concern IPVS, all in a few sends; returns those that failed, by index. An `Err` is a
+    /// conversation that broke down: nobody knows how far it came.
+    pub(super) fn apply(
+        &mut self,
+        changes: &[&Change],
+    ) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+        let (indices, requests): (Vec<usize>, Vec<Request>) = changes
+            .iter()
+            .enumerate()
+            .filter_map(|(index, change)| {
+                codec::step(change).map(|(command, attributes)| (index, self.request(command, attributes)))
+            })
+            .unzip();
+        let refused = self.socket.each(&requests).map_err(|trouble| failed(&trouble))?;
+        let mut failures = Vec::new();
+        for (n, errno) in refused {
+            let Some((index, change)) =
+                indices.get(n).and_then(|index| Some((*index, *changes.get(*index)?)))
+            else {
+                continue;
+            };
+            if let Err(error) = self.settle(change, errno) {
+                failures.push((index, error));
+            }
+        }
+        Ok(failures)
+    }
+
+    /// Whether an error is one at all: a step may have been taken before.
+    fn settle(&mut self, change: &Change, errno: Errno) -> Result<(), DataplaneError> {
+        match (change, errno) {
+            (Change::DeleteService(_), Errno::ESRCH)
+            | (Change::DeleteDestination(..), Errno::ESRCH | Errno::ENOENT) => return Ok(()),
+            (Change::AddService(key, settings), Errno::EEXIST) => {
+                if self.service(key)?.as_ref() == Some(settings) {
+                    return Ok(());
+                }
+            }
+            (Change::AddDestination(key, to, weight), Errno::EEXIST) => {
+                let again = Change::SetDestination(*key, *to, *weight);
+                return match self.apply(&[&again])?.pop() {
+                    Some((_, error)) => Err(error),
+                    None => Ok(()),
+                };
+            }
+            (_, Errno::EPERM) => return Err(DataplaneError::NotPermitted("IPVS")),
+            _ => {}
+        }
+        Err(DataplaneError::Refused { change: change.clone(), text: meaning(change, errno) })
+    }
+
+    fn request(&self, command: Command, attributes: Attributes) -> Request {
+        Request { kind: self.family, flags: 0, head: [command as u8, codec::VERSION, 0, 0], attributes }
+    }
+}
+
+/// The kernel's error for a step, in words. The numbers mean other things here than their names say.
+fn meaning(change: &Change, errno: Errno) -> String {
+    match (change, errno) {
+        (Change::AddService(_, settings) | Change::SetService(_, settings), Errno::ENOENT) => {
+            let name = &settings.scheduler;
+            format!(
+                "it has no scheduler `{name}`: run `modprobe ip_vs_{name}` on the node, or choose another one"
+            )
+        }
+        (Change::AddService(..), Errno::EEXIST) => {
+            "another program has made a service at the same address and port".to_owned()
+        }
+        (Change::AddDestination(..) | Change::SetDestination(..) | Change::SetService(..), Errno::ESRCH) => {
+            "the virtual service is gone".to_owned()
+        }
+        (Change::SetDestination(..), Errno::ENOENT) => "the destination is gone".to_owned(),
+        (_, errno) => format!("{} ({errno:?})", errno.desc()),
+    }
+}
+
+fn failed(trouble: &Trouble) -> DataplaneError {
+    match trouble {
+        Trouble::Errno(Errno::EPERM) => DataplaneError::NotPermitted("IPVS"),
+        Trouble::Errno(errno) => DataplaneError::Broken("IPVS", errno.desc().to_owned()),
+        Trouble::Lost(text) => DataplaneError::Broken("IPVS", text.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use vip_core::plan::Protocol;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_ipvs_is_named() {
+        if Path::new("/proc/net/ip_vs").exists() {
+            return;
+        }
+        // Where the module exists and may be loaded, asking has just loaded it.
+        match Ipvs::open() {
+            Ok(_) => assert!(Path::new("/proc/net/ip_vs").exists()),
+            Err(error) => {
+                assert_eq!(error, DataplaneError::IpvsUnavailable);
+                assert!(error.to_string().contains("modprobe ip_vs"));
+            }
+        }
+    }
+
+    #[test]
+    fn errors_are_put_in_words() {
+        let key = ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Tcp, port: 80 };
+        let add = Change::AddService(key, Settings { scheduler: "magic".to_owned(), persistence: None });
+        assert!(meaning(&add, Errno::ENOENT).contains("no scheduler `magic`"));
+        assert!(meaning(&add, Errno::EEXIST).contains("another program"));
+        assert_eq!(meaning(&Change::DeleteService(key), Errno::EINVAL), "Invalid argument (EINVAL)");
+    }
+}

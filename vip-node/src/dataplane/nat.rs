@@ -1,0 +1,221 @@
+//! Our nftables table, `inet kubectl-vip`: masquerades what clients send to a virtual IP, shuts its other ports, and holds
+//! the ledger of the IPVS services that are ours.
+//!
+//! ```text
+//! set vips  { type ipv4_addr }                                  the guarded addresses
+//! set ports { type ipv4_addr . inet_proto . inet_service }      the open ports = the ledger
+//! chain postrouting { type nat hook postrouting priority srcnat
+//!     ct direction original ct original ip daddr @vips masquerade fully-random }
+//! chain prerouting { type filter hook prerouting priority mangle
+//!     ip daddr @vips icmp accept
+//!     ip daddr . l4proto . th dport @ports accept
+//!     ip daddr @vips ct state established,related accept
+//!     ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset
+//!     ip daddr @vips fib daddr type local reject with icmpx port-unreachable }
+//! ```
+//!
+//! Pods answer to the client by their own node's route, so without the first chain only those on this node could. No other
+//! table is ever looked at or changed. The table stays when the agent goes.
+
+mod codec;
+mod rules;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockProtocol;
+use vip_core::plan::{Change, ServiceKey};
+
+pub(super) use self::rules::Element;
+use super::DataplaneError;
+use super::netlink::{Request, Socket, Trouble};
+
+/// Steps in one transaction: about 100 bytes each, well below what a socket without privileges may send at once.
+const AT_ONCE: usize = 500;
+
+/// A socket that speaks to nftables, and what our sets should hold as far as this process knows.
+#[derive(Debug)]
+pub(super) struct Nat {
+    socket: Socket,
+    known: BTreeSet<Element>,
+}
+
+impl Nat {
+    /// Opens the socket. `known`: what an earlier socket of this process knew.
+    pub(super) fn open(known: BTreeSet<Element>) -> Result<Self, DataplaneError> {
+        let socket = Socket::open(SockProtocol::NetlinkNetFilter)
+            .map_err(|error| unavailable(&Trouble::Errno(error)))?;
+        Ok(Self { socket, known })
+    }
+
+    /// What this process knows of our sets, for the next socket.
+    pub(super) fn into_known(self) -> BTreeSet<Element> {
+        self.known
+    }
+
+    /// The guarded addresses and the ledger. What somebody deleted of our table since this process knows it is put back
+    /// first: without the ledger our services would look like those of others.
+    pub(super) fn observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
+        let mut found = self.elements()?;
+        found.extend(self.known.iter().copied());
+        self.known = found;
+        if !self.known.is_empty() {
+            self.ensure()?;
+        }
+        Ok(rules::sort(&self.known))
+    }
+
+    /// Takes the steps that concern the table; returns those that failed, by index. An `Err` is a conversation that broke
+    /// down: nobody knows how far it came.
+    pub(super) fn apply(
+        &mut self,
+        changes: &[&Change],
+    ) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+        let mut failures = Vec::new();
+        let mut steps: Vec<(usize, &Change, Element, bool)> = Vec::new();
+        for (index, change) in changes.iter().enumerate() {
+            let (element, add) = match change {
+                Change::Guard(address) => (Element::vip(*address), true),
+                Change::Unguard(address) => (Element::vip(*address), false),
+                Change::Open(key) => (Element::port(*key), true),
+                Change::Close(key) => (Element::port(*key), false),
+                _ => continue,
+            };
+            match element {
+                Some(element) => steps.push((index, change, element, add)),
+                None => failures.push((index, refused(change, "IPv6 is not supported yet"))),
+            }
+        }
+        if steps.iter().any(|(.., add)| *add) {
+            self.ensure()?;
+        }
+        for chunk in steps.chunks(AT_ONCE) {
+            self.transact(chunk, &mut failures)?;
+        }
+        failures.sort_by_key(|(index, _)| *index);
+        Ok(failures)
+    }
+
+    /// Whether the table is there. Rules are not looked at.
+    pub(super) fn is_there(&mut self) -> Result<bool, DataplaneError> {
+        match self.socket.ask(&codec::get_table(), |_| Some(())) {
+            Ok(_) => Ok(true),
+            Err(Trouble::Errno(Errno::ENOENT)) => Ok(false),
+            Err(trouble) => Err(unavailable(&trouble)),
+        }
+    }
+
+    /// Deletes the table and forgets what it held.
+    pub(super) fn remove(&mut self) -> Result<(), DataplaneError> {
+        match self.run(&[codec::delete_table()]) {
+            Ok(()) | Err(Trouble::Errno(Errno::ENOENT)) => {
+                self.known.clear();
+                Ok(())
+            }
+            Err(trouble) => Err(unavailable(&trouble)),
+        }
+    }
+
+    /// One transaction; without the steps that fail, tried again, because one that fails undoes them all.
+    fn transact(
+        &mut self,
+        steps: &[(usize, &Change, Element, bool)],
+        failures: &mut Vec<(usize, DataplaneError)>,
+    ) -> Result<(), DataplaneError> {
+        let mut open: Vec<_> = steps.to_vec();
+        while !open.is_empty() {
+            let requests: Vec<Request> =
+                open.iter().map(|(.., element, add)| codec::element(element, *add)).collect();
+            let failed = match self.socket.transaction(&requests, &codec::begin(), &codec::end()) {
+                Ok(failed) => failed,
+                Err(trouble) => return Err(unavailable(&trouble)),
+            };
+            if failed.is_empty() {
+                break;
+            }
+            let mut without = BTreeSet::new();
+            for (n, errno) in failed {
+                let Some((index, change, element, add)) = open.get(n) else { continue };
+                // Gone already: done. The others are tried again without it.
+                if *add || errno != Errno::ENOENT {
+                    failures.push((*index, errno_of(change, errno)));
+                } else {
+                    self.known.remove(element);
+                }
+                without.insert(*index);
+            }
+            open.retain(|(index, ..)| !without.contains(index));
+        }
+        for (.., element, add) in open {
+            match add {
+                true => self.known.insert(element),
+                false => self.known.remove(&element),
+            };
+        }
+        Ok(())
+    }
+
+    /// Makes the table, or makes it again when it is not as this version makes it; with all that it held, in one
+    /// transaction, so that no packet meets half of it.
+    fn ensure(&mut self) -> Result<(), DataplaneError> {
+        let rules = self.socket.dump(&codec::get_rules(), codec::rule_mark);
+        if rules.map_err(|trouble| unavailable(&trouble))? == rules::marks() {
+            let found = self.elements()?;
+            let missing: Vec<Request> =
+                self.known.difference(&found).map(|element| codec::element(element, true)).collect();
+            return self.run(&missing).map_err(|trouble| unavailable(&trouble));
+        }
+        let mut requests = vec![codec::new_table(), codec::delete_table(), codec::new_table()];
+        requests.extend(rules::requests());
+        requests.extend(self.known.iter().map(|element| codec::element(element, true)));
+        self.run(&requests).map_err(|trouble| unavailable(&trouble))
+    }
+
+    /// Everything in our sets.
+    fn elements(&mut self) -> Result<BTreeSet<Element>, DataplaneError> {
+        let mut all = BTreeSet::new();
+        for set in rules::sets() {
+            match self
+                .socket
+                .dump(&codec::get_elements(set.name), |answer| Some(codec::elements(answer, set)))
+            {
+                Ok(found) => all.extend(found.into_iter().flatten()),
+                Err(Trouble::Errno(Errno::ENOENT)) => {}
+                Err(trouble) => return Err(unavailable(&trouble)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// A transaction that should succeed as a whole.
+    fn run(&mut self, requests: &[Request]) -> Result<(), Trouble> {
+        match self.socket.transaction(requests, &codec::begin(), &codec::end())?.first() {
+            Some((_, errno)) => Err(Trouble::Errno(*errno)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn errno_of(change: &Change, errno: Errno) -> DataplaneError {
+    match errno {
+        Errno::EPERM => DataplaneError::NotPermitted("nftables"),
+        errno => refused(change, &format!("{} ({errno:?})", errno.desc())),
+    }
+}
+
+fn refused(change: &Change, text: &str) -> DataplaneError {
+    DataplaneError::Refused { change: change.clone(), text: text.to_owned() }
+}
+
+fn unavailable(trouble: &Trouble) -> DataplaneError {
+    match trouble {
+        Trouble::Errno(Errno::EPERM) => DataplaneError::NotPermitted("nftables"),
+        // What the kernel says when a module is missing.
+        Trouble::Errno(errno @ (Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT)) => {
+            DataplaneError::NftablesUnavailable(errno.desc().to_owned())
+        }
+        Trouble::Errno(errno) => DataplaneError::Broken("nftables", errno.desc().to_owned()),
+        Trouble::Lost(text) => DataplaneError::Broken("nftables", text.clone()),
+    }
+}

@@ -1,0 +1,302 @@
+//! nftables messages in bytes. Numbers, names and meanings are those of `linux/netfilter/nfnetlink.h` and
+//! `linux/netfilter/nf_tables.h`.
+
+use super::super::netlink::{Attributes, Request, attribute, attributes, text};
+use super::rules::{Chain, Element, Set, TABLE};
+
+/// `NFNL_SUBSYS_NFTABLES`
+const SUBSYSTEM: u16 = 10;
+/// `NFPROTO_INET`: the table sees both families.
+const INET: u8 = 1;
+
+const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_APPEND: u16 = 0x800;
+
+// NFNL_MSG_*, NFT_MSG_*
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = 0;
+const GET_TABLE: u16 = 1;
+const DELETE_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const NEW_SET: u16 = 9;
+const NEW_ELEMENT: u16 = 12;
+const GET_ELEMENT: u16 = 13;
+const DELETE_ELEMENT: u16 = 14;
+
+// NFTA_*: the table's name comes first in all of them.
+const TABLE_NAME: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_TYPE: u16 = 7;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+const SET_NAME: u16 = 2;
+const SET_KEY_TYPE: u16 = 4;
+const SET_KEY_LEN: u16 = 5;
+const SET_ID: u16 = 10;
+const ELEMENT_SET: u16 = 2;
+const ELEMENT_LIST: u16 = 3;
+const ELEMENT_KEY: u16 = 1;
+const LIST_ITEM: u16 = 1;
+const DATA_VALUE: u16 = 1;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+
+/// `NFTNL_UDATA_RULE_COMMENT` of libnftnl: what `nft` shows as a rule's comment.
+const COMMENT: u8 = 0;
+
+fn request(message: u16, flags: u16, attributes: Attributes) -> Request {
+    Request { kind: SUBSYSTEM << 8 | message, flags, head: [INET, 0, 0, 0], attributes }
+}
+
+fn mark(kind: u16) -> Request {
+    let [high, low] = SUBSYSTEM.to_be_bytes();
+    Request { kind, flags: 0, head: [0, 0, high, low], attributes: Attributes::new() }
+}
+
+/// Opens a transaction.
+pub(super) fn begin() -> Request {
+    mark(BATCH_BEGIN)
+}
+
+/// Closes a transaction.
+pub(super) fn end() -> Request {
+    mark(BATCH_END)
+}
+
+fn table() -> Attributes {
+    Attributes::new().text(TABLE_NAME, TABLE)
+}
+
+/// Makes the table unless it is there.
+pub(super) fn new_table() -> Request {
+    request(NEW_TABLE, NLM_F_CREATE, table())
+}
+
+/// Deletes the table with all that is in it.
+pub(super) fn delete_table() -> Request {
+    request(DELETE_TABLE, 0, table())
+}
+
+/// Asks whether the table is there.
+pub(super) fn get_table() -> Request {
+    request(GET_TABLE, 0, table())
+}
+
+/// Asks for the table's rules. No table: no rules.
+pub(super) fn get_rules() -> Request {
+    request(GET_RULE, 0, table())
+}
+
+/// Makes a set.
+pub(super) fn new_set(set: &Set) -> Request {
+    let attributes = table()
+        .text(SET_NAME, set.name)
+        .be32(SET_KEY_TYPE, set.key_type)
+        .be32(SET_KEY_LEN, set.key_length)
+        .be32(SET_ID, set.id);
+    request(NEW_SET, NLM_F_CREATE, attributes)
+}
+
+/// Makes a base chain.
+pub(super) fn new_chain(chain: &Chain) -> Request {
+    let hook =
+        Attributes::new().be32(HOOK_NUMBER, chain.hook).bytes(HOOK_PRIORITY, &chain.priority.to_be_bytes());
+    let attributes =
+        table().text(CHAIN_NAME, chain.name).nested(CHAIN_HOOK, &hook).text(CHAIN_TYPE, chain.kind);
+    request(NEW_CHAIN, NLM_F_CREATE, attributes)
+}
+
+/// Appends a rule: a list of expressions, and the comment by which it is known again.
+pub(super) fn new_rule(chain: &str, expressions: &[Expression], comment: &str) -> Request {
+    let list = expressions.iter().fold(Attributes::new(), |list, Expression(name, data)| {
+        let item = Attributes::new().text(EXPRESSION_NAME, name).nested(EXPRESSION_DATA, data);
+        list.nested(LIST_ITEM, &item)
+    });
+    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
+    let userdata = [&[COMMENT, length], comment.as_bytes(), &[0]].concat();
+    let attributes =
+        table().text(RULE_CHAIN, chain).nested(RULE_EXPRESSIONS, &list).bytes(RULE_USERDATA, &userdata);
+    request(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, attributes)
+}
+
+/// A rule's chain and comment in an answer.
+pub(super) fn rule_mark(answer: &[u8]) -> Option<(String, String)> {
+    let chain = attribute(answer, RULE_CHAIN).map(text).unwrap_or_default();
+    let comment = attribute(answer, RULE_USERDATA).and_then(comment).unwrap_or_default();
+    Some((chain, comment))
+}
+
+/// The comment in a rule's user data, a list of (type, length, value) in bytes.
+fn comment(mut userdata: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = userdata {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == COMMENT {
+            return Some(text(value));
+        }
+        userdata = rest.get(value.len()..)?;
+    }
+    None
+}
+
+/// Adds an element to its set, or deletes it. One that is there already is no error.
+pub(super) fn element(element: &Element, add: bool) -> Request {
+    let key = Attributes::new().bytes(DATA_VALUE, &element.key());
+    let item = Attributes::new().nested(ELEMENT_KEY, &key);
+    let list = Attributes::new().nested(LIST_ITEM, &item);
+    let attributes = table().text(ELEMENT_SET, element.set().name).nested(ELEMENT_LIST, &list);
+    match add {
+        true => request(NEW_ELEMENT, NLM_F_CREATE, attributes),
+        false => request(DELETE_ELEMENT, 0, attributes),
+    }
+}
+
+/// Asks for a set's elements.
+pub(super) fn get_elements(set: &str) -> Request {
+    request(GET_ELEMENT, 0, table().text(ELEMENT_SET, set))
+}
+
+/// A set's elements in an answer; what is no key of ours is left out.
+pub(super) fn elements(answer: &[u8], set: &Set) -> Vec<Element> {
+    let list = attribute(answer, ELEMENT_LIST).unwrap_or_default();
+    let keys = attributes(list)
+        .filter(|(kind, _)| *kind == LIST_ITEM)
+        .filter_map(|(_, item)| attribute(item, ELEMENT_KEY).and_then(|key| attribute(key, DATA_VALUE)));
+    keys.filter_map(|key| Element::read(set, key)).collect()
+}
+
+/// An expression of a rule: its name and its attributes.
+#[derive(Clone, Debug)]
+pub(super) struct Expression(&'static str, Attributes);
+
+/// A register of four bytes (`NFT_REG32_00` and on). Longer values go on in the following ones.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Register(pub(super) u32);
+
+impl Register {
+    const BASE: u32 = 8;
+
+    fn number(self) -> u32 {
+        Self::BASE + self.0
+    }
+}
+
+/// What packets are asked for by `meta`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Meta {
+    /// `NFT_META_NFPROTO`: the IP version, as `NFPROTO_*`.
+    Family = 15,
+    /// `NFT_META_L4PROTO`: the transport.
+    Transport = 16,
+}
+
+/// Loads a packet's property.
+pub(super) fn meta(what: Meta, to: Register) -> Expression {
+    Expression("meta", Attributes::new().be32(1, to.number()).be32(2, what as u32))
+}
+
+/// Loads bytes of the IP header.
+pub(super) fn ip_header(offset: u32, length: u32, to: Register) -> Expression {
+    payload(1, offset, length, to)
+}
+
+/// Loads bytes of the transport's header.
+pub(super) fn transport_header(offset: u32, length: u32, to: Register) -> Expression {
+    payload(2, offset, length, to)
+}
+
+fn payload(base: u32, offset: u32, length: u32, to: Register) -> Expression {
+    let attributes = Attributes::new().be32(1, to.number()).be32(2, base).be32(3, offset).be32(4, length);
+    Expression("payload", attributes)
+}
+
+/// Goes on only when a register holds a value.
+pub(super) fn equal(register: Register, value: &[u8]) -> Expression {
+    compare(register, 0, value)
+}
+
+/// Goes on only when a register does not hold a value.
+pub(super) fn different(register: Register, value: &[u8]) -> Expression {
+    compare(register, 1, value)
+}
+
+fn compare(register: Register, operator: u32, value: &[u8]) -> Expression {
+    let value = Attributes::new().bytes(DATA_VALUE, value);
+    Expression("cmp", Attributes::new().be32(1, register.number()).be32(2, operator).nested(3, &value))
+}
+
+/// Goes on only when a set has the value that begins in a register.
+pub(super) fn lookup(set: &Set, register: Register) -> Expression {
+    Expression("lookup", Attributes::new().text(1, set.name).be32(2, register.number()).be32(4, set.id))
+}
+
+/// Masks a register of four bytes.
+pub(super) fn mask(register: Register, bits: u32) -> Expression {
+    let value = |value: u32| Attributes::new().bytes(DATA_VALUE, &value.to_ne_bytes());
+    let attributes = Attributes::new()
+        .be32(1, register.number())
+        .be32(2, register.number())
+        .be32(3, 4)
+        .nested(4, &value(bits))
+        .nested(5, &value(0));
+    Expression("bitwise", attributes)
+}
+
+/// What connections are asked for by `ct`.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Connection {
+    /// `NFT_CT_STATE`: a bit.
+    State = 0,
+    /// `NFT_CT_DIRECTION`: 0 for the original direction, one byte.
+    Direction = 1,
+    /// `NFT_CT_DST_IP`: where the connection's first packet was sent to; IPv4 only.
+    OriginalDestination = 20,
+}
+
+/// Loads a connection's property.
+pub(super) fn connection(what: Connection, to: Register) -> Expression {
+    let attributes = Attributes::new().be32(1, to.number()).be32(2, what as u32);
+    Expression(
+        "ct",
+        match what {
+            Connection::OriginalDestination => attributes.byte(3, 0),
+            Connection::State | Connection::Direction => attributes,
+        },
+    )
+}
+
+/// Loads the type of the packet's destination (`RTN_*`), as the routing table has it.
+pub(super) fn destination_type(to: Register) -> Expression {
+    const ADDRESS_TYPE: u32 = 3;
+    const DESTINATION: u32 = 2;
+    Expression("fib", Attributes::new().be32(1, to.number()).be32(2, ADDRESS_TYPE).be32(3, DESTINATION))
+}
+
+/// Ends the chain with a yes.
+pub(super) fn accept() -> Expression {
+    let verdict = Attributes::new().be32(1, 1);
+    let data = Attributes::new().nested(2, &verdict);
+    Expression("immediate", Attributes::new().be32(1, 0).nested(2, &data))
+}
+
+/// Refuses by a TCP reset.
+pub(super) fn reject_by_reset() -> Expression {
+    Expression("reject", Attributes::new().be32(1, 1).byte(2, 0))
+}
+
+/// Refuses by an ICMP (or ICMPv6) error, port unreachable.
+pub(super) fn reject_by_icmp() -> Expression {
+    Expression("reject", Attributes::new().be32(1, 2).byte(2, 1))
+}
+
+/// Gives the packet an address of this node and a random port as its source.
+pub(super) fn masquerade_fully_random() -> Expression {
+    const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 0x10;
+    Expression("masq", Attributes::new().be32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY))
+}
