@@ -1,0 +1,164 @@
+//! What tests and the demo ask of the product in a running lab: who owns an address, what the kernels hold, what is left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    command,
+    lab::{Lab, Node},
+};
+
+/// How long answers to one ARP request are collected.
+const ARP: Duration = Duration::from_millis(300);
+
+/// A node that answers for an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its name.
+    pub node: String,
+    /// Its number.
+    pub number: u8,
+}
+
+/// The address that a Service was given.
+pub fn address_of(lab: &Lab, namespace: &str, service: &str) -> Result<Ipv4Addr> {
+    let vips: Value = serde_json::from_str(&lab.kubectl(["get", "virtualips", "-o", "json"])?.ok()?.stdout)?;
+    let items = vips["items"].as_array().context("no list of virtual IPs")?;
+    let named = |vip: &&Value| {
+        let services = vip["spec"]["services"].as_array();
+        services.is_some_and(|all| all.iter().any(|one| one["namespace"] == namespace && one["name"] == service))
+    };
+    let vip = items.iter().find(named).with_context(|| format!("service {namespace}/{service} has no virtual IP"))?;
+    Ok(vip["spec"]["address"].as_str().unwrap_or_default().parse()?)
+}
+
+/// The nodes that answer ARP for an address at this moment.
+pub fn owners(lab: &Lab, vip: Ipv4Addr) -> Result<Vec<Owner>> {
+    let macs = lab.arp_owner(vip, ARP)?;
+    macs.iter()
+        .map(|mac| {
+            let number = lab.node_of_mac(mac).with_context(|| format!("{mac} answers for {vip} and is no node"))?;
+            Ok(Owner { node: format!("node-{number}"), number })
+        })
+        .collect()
+}
+
+/// Waits until exactly one node answers for an address.
+pub fn wait_owner(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner> {
+    command::until(&format!("one owner of {vip}"), limit, || match owners(lab, vip)?.as_slice() {
+        [one] => Ok(Some(one.clone())),
+        all => bail!("{} nodes answer", all.len()),
+    })
+}
+
+/// Waits until exactly one node answers for an address, and another than this.
+pub fn wait_other_owner(lab: &Lab, vip: Ipv4Addr, than: u8, limit: Duration) -> Result<Owner> {
+    command::until(&format!("another owner of {vip}"), limit, || match owners(lab, vip)?.as_slice() {
+        [one] if one.number != than => Ok(Some(one.clone())),
+        all => bail!("answering: {all:?}"),
+    })
+}
+
+/// Waits until exactly one node's kernel has the address and the same node answers, three times in a row.
+pub fn wait_one_owner(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner> {
+    let mut last: Option<(Owner, u8)> = None;
+    command::until(&format!("one owner of {vip} in every kernel"), limit, || {
+        let bound: Vec<u8> = bound_on(lab, vip)?;
+        let answering = owners(lab, vip)?;
+        let ([number], [owner]) = (bound.as_slice(), answering.as_slice()) else {
+            last = None;
+            bail!("bound on nodes {bound:?}, answering: {answering:?}");
+        };
+        ensure!(*number == owner.number, "bound on node {number}, answered by {}", owner.node);
+        let count = last.as_ref().filter(|(last, _)| last == owner).map_or(1, |(_, count)| count + 1);
+        last = Some((owner.clone(), count));
+        Ok((count >= 3).then(|| owner.clone()))
+    })
+}
+
+/// The numbers of the nodes whose kernel has the address.
+pub fn bound_on(lab: &Lab, vip: Ipv4Addr) -> Result<Vec<u8>> {
+    let mut bound = Vec::new();
+    for node in lab.nodes() {
+        let addresses = node.exec("ip -oneline -4 address show")?.ok()?;
+        if addresses.stdout.contains(&format!(" {vip}/")) {
+            bound.push(node.number());
+        }
+    }
+    Ok(bound)
+}
+
+/// Waits until the status of a virtual IP names a node as its owner.
+pub fn wait_status_owner(lab: &Lab, vip: Ipv4Addr, node: &str, limit: Duration) -> Result<()> {
+    command::until(&format!("status.node of {vip} to be {node}"), limit, || {
+        let found = field(lab, vip, "{.status.node}")?;
+        if found != node { bail!("it is {found:?}") }
+        Ok(Some(()))
+    })
+}
+
+/// Waits until the status of a virtual IP counts that many backends, all ready.
+pub fn wait_backends(lab: &Lab, vip: Ipv4Addr, count: u32, limit: Duration) -> Result<()> {
+    let wanted = format!("{count}/{count}");
+    command::until(&format!("{wanted} backends of {vip}"), limit, || {
+        let found = field(lab, vip, "{.status.backends.ready}/{.status.backends.total}")?;
+        if found != wanted { bail!("there are {found}") }
+        Ok(Some(()))
+    })
+}
+
+/// A field of a virtual IP by JSONPath.
+pub fn field(lab: &Lab, vip: Ipv4Addr, path: &str) -> Result<String> {
+    let output = format!("jsonpath={path}");
+    Ok(lab.kubectl(["get", "virtualip", &vip.to_string(), "-o", &output])?.ok()?.text().to_owned())
+}
+
+/// The destinations and weights that a node's kernel has for a TCP port of an address.
+pub fn destinations(node: &Node<'_>, vip: Ipv4Addr, port: u16) -> Result<BTreeMap<String, u32>> {
+    let table = node.exec("ipvsadm -Ln")?.ok()?.stdout;
+    let head = format!("TCP  {vip}:{port} ");
+    let mut found = BTreeMap::new();
+    for line in table.lines().skip_while(|line| !line.starts_with(&head)).skip(1).take_while(|line| line.starts_with("  ->")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [_, destination, _, weight, ..] = words.as_slice() {
+            found.insert((*destination).to_owned(), weight.parse()?);
+        }
+    }
+    Ok(found)
+}
+
+/// What is left of the product on a node: addresses, IPVS services, nftables tables.
+pub fn leftovers(node: &Node<'_>) -> Result<Vec<String>> {
+    let ours = |text: &str, mark: &str| text.lines().filter(|line| line.contains(mark)).map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+    let mut left = ours(&node.exec("ip -oneline -4 address show")?.ok()?.stdout, " 10.87.2.");
+    left.extend(ours(&node.exec("ipvsadm -Ln")?.ok()?.stdout, " 10.87.2."));
+    left.extend(ours(&node.exec("nft list tables")?.ok()?.stdout, "kubectl-vip"));
+    Ok(left)
+}
+
+/// What is left of the product in the cluster, by kind and name.
+pub fn cluster_leftovers(lab: &Lab) -> Result<BTreeSet<String>> {
+    let kinds = "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding,namespace";
+    let names = lab.kubectl(["get", kinds, "-o", "name"])?.ok()?.stdout;
+    Ok(names.lines().filter(|name| name.contains("kubectl-vip") || name.contains("vip-node")).map(str::to_owned).collect())
+}
+
+/// Writes the agents' logs beside the others. For when something went wrong, so nothing here is an error.
+pub fn collect_logs(lab: &Lab) {
+    let Ok(pods) = lab.kubectl(["get", "pods", "-n", "kubectl-vip", "-o", "name"]) else { return };
+    for pod in pods.stdout.lines() {
+        for container in ["vrrp", "agent"] {
+            if let Ok(log) = lab.kubectl(["logs", "-n", "kubectl-vip", pod, "-c", container]) {
+                let name = format!("{}-{container}.log", pod.replace('/', "-"));
+                let _ = fs::write(lab.logs_dir().join(name), log.stdout + &log.stderr);
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The owner dies, the API server dies, the agent dies: the virtual IP goes on.
+
+use std::{thread, time::{Duration, Instant}};
+
+use anyhow::{Result, ensure};
+use lab::{Lab, command, product};
+
+use super::{Exposed, check, installed};
+
+/// Requests every 20 ms, as an impatient client would.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// Plugs a node in again and waits until Kubernetes believes in it, for the tests that follow.
+fn plug(lab: &Lab, node: u8) -> Result<()> {
+    lab.plug(node)?;
+    command::until(&format!("node-{node} to be Ready"), Duration::from_secs(60), || {
+        let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        let status = lab.kubectl(["get", "node", &format!("node-{node}"), "-o", ready])?.ok()?;
+        Ok((status.text() == "True").then_some(()))
+    })
+}
+
+#[test]
+fn the_owner_is_unplugged_and_another_takes_over_within_a_second() {
+    check(|| {
+        let lab = installed()?;
+        let exposed = Exposed::new(lab, "unplug")?;
+        let owner = exposed.owner.number;
+        ensure!(product::bound_on(lab, exposed.vip)? == [owner], "bound on more than the owner");
+        let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
+        watch.wait_answers(100, Duration::from_secs(15))?;
+        lab.unplug(owner)?;
+        let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
+        thread::sleep(Duration::from_secs(2));
+        let report = watch.stop();
+        ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
+        println!("longest gap {} ms, then {}", report.longest_gap.as_millis(), next.node);
+        product::wait_status_owner(lab, exposed.vip, &next.node, Duration::from_secs(20))?;
+        plug(lab, owner)?;
+        product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
+        exposed.remove(lab)
+    });
+}
+
+#[test]
+fn the_api_server_is_down_for_a_minute_and_an_owner_is_lost_meanwhile() {
+    check(|| {
+        let lab = installed()?;
+        let exposed = Exposed::new(lab, "apidown")?;
+        let owner = exposed.owner.number;
+        let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
+        watch.wait_answers(100, Duration::from_secs(15))?;
+        lab.stop_apiserver()?;
+        let stopped = Instant::now();
+        let rest = Duration::from_secs(60);
+        let outcome = (|| -> Result<()> {
+            thread::sleep(Duration::from_secs(30));
+            let before = watch.so_far();
+            ensure!(before.failures == 0, "with the API server down: {before}");
+            lab.unplug(owner)?;
+            product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(5))?;
+            watch.wait_answers(100, Duration::from_secs(10))?;
+            thread::sleep(rest.saturating_sub(stopped.elapsed()));
+            Ok(())
+        })();
+        lab.start_apiserver()?;
+        plug(lab, owner)?;
+        let report = watch.stop();
+        outcome?;
+        ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
+        product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
+        exposed.remove(lab)
+    });
+}
+
+#[test]
+fn the_agent_is_killed_and_nobody_notices() {
+    check(|| {
+        let lab = installed()?;
+        let exposed = Exposed::new(lab, "killed")?;
+        let owner = lab.node(exposed.owner.number);
+        let pod = format!("--field-selector=spec.nodeName={}", owner.name());
+        let restarts = || -> Result<u32> {
+            let count = "jsonpath={.items[0].status.containerStatuses[?(@.name==\"agent\")].restartCount}";
+            let output = lab.kubectl(["get", "pods", "-n", "kubectl-vip", "-l", "app.kubernetes.io/name=kubectl-vip", &pod, "-o", count])?;
+            Ok(output.ok()?.text().parse()?)
+        };
+        let before = restarts()?;
+        let watch = lab.client().watch(&exposed.url(), Duration::from_millis(10))?;
+        watch.wait_answers(100, Duration::from_secs(15))?;
+        // All nodes share the machine's processes: the owner's agent is the one in the owner's network.
+        let kill = "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x vip-node); do \
+            [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] && tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'vip-node agent' && kill -9 $p && echo killed; done";
+        let killed = owner.exec(kill)?;
+        ensure!(killed.stdout.trim() == "killed", "{killed:?}");
+        command::until("the kubelet to restart the agent", Duration::from_secs(60), || Ok((restarts()? > before).then_some(())))?;
+        lab.kubectl_for(Duration::from_secs(90), ["rollout", "status", "-n", "kubectl-vip", "daemonset/vip-node", "--timeout=80s"])?.ok()?;
+        thread::sleep(Duration::from_secs(3));
+        let report = watch.stop();
+        ensure!(report.failures == 0, "{report}");
+        ensure!(product::owners(lab, exposed.vip)? == [exposed.owner.clone()], "the virtual IP moved");
+        exposed.remove(lab)
+    });
+}
