@@ -13,7 +13,9 @@ mod sysctl;
 use vip_core::api::Reason;
 use vip_core::plan::{Change, ServiceKey, Tables};
 
+pub use ipvs::Ipvs;
 pub use kernel::Kernel;
+pub use nat::Nat;
 pub use recorder::Recorder;
 
 /// The tables of a kernel. Calls block for as long as the kernel takes (microseconds for a step, milliseconds for

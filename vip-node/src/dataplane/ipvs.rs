@@ -22,16 +22,82 @@ const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
 
-/// A socket that speaks to IPVS.
+/// The table.
+#[derive(Debug, Default)]
+pub struct Ipvs {
+    /// Given up when something went wrong: an answer may still be on its way.
+    link: Option<Link>,
+}
+
+/// A socket, and the number under which IPVS listens.
 #[derive(Debug)]
-pub(super) struct Ipvs {
+struct Link {
     socket: Socket,
     family: u16,
 }
 
 impl Ipvs {
+    /// Does nothing yet. The table is that of the network namespace of the thread that makes the first call.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     /// Finds IPVS. Asking for its name loads the module where loading is allowed: it carries the name as an alias.
-    pub(super) fn open() -> Result<Self, DataplaneError> {
+    ///
+    /// # Errors
+    /// When the kernel has no IPVS.
+    pub fn find(&mut self) -> Result<(), DataplaneError> {
+        self.link().map(drop)
+    }
+
+    /// All services of address and port over TCP or UDP. Destinations are read of those in the ledger only.
+    ///
+    /// # Errors
+    /// When IPVS is not there, not permitted, or does not answer.
+    pub fn observe(
+        &mut self,
+        ledger: &BTreeSet<ServiceKey>,
+    ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
+        let result = self.link().and_then(|link| link.observe(ledger));
+        self.checked(result)
+    }
+
+    /// One service's settings, if it is there.
+    ///
+    /// # Errors
+    /// When IPVS is not there, not permitted, or does not answer.
+    pub fn service(&mut self, key: &ServiceKey) -> Result<Option<Settings>, DataplaneError> {
+        let result = self.link().and_then(|link| link.service(key));
+        self.checked(result)
+    }
+
+    /// Takes the steps that concern IPVS, all in a few sends; returns those that failed, by index.
+    ///
+    /// # Errors
+    /// A conversation that broke down: nobody knows how far it came.
+    pub fn apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+        let result = self.link().and_then(|link| link.apply(changes));
+        self.checked(result)
+    }
+
+    fn link(&mut self) -> Result<&mut Link, DataplaneError> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => Link::open()?,
+        };
+        Ok(self.link.insert(link))
+    }
+
+    fn checked<T>(&mut self, result: Result<T, DataplaneError>) -> Result<T, DataplaneError> {
+        if result.is_err() {
+            self.link = None;
+        }
+        result
+    }
+}
+
+impl Link {
+    fn open() -> Result<Self, DataplaneError> {
         let mut socket =
             Socket::open(SockProtocol::NetlinkGeneric).map_err(|error| failed(&Trouble::Errno(error)))?;
         let lookup = Request {
@@ -51,8 +117,7 @@ impl Ipvs {
         }
     }
 
-    /// All services of address and port over TCP or UDP. Destinations are read of those in the ledger only.
-    pub(super) fn observe(
+    fn observe(
         &mut self,
         ledger: &BTreeSet<ServiceKey>,
     ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
@@ -72,8 +137,7 @@ impl Ipvs {
         Ok(services)
     }
 
-    /// One service's settings, if it is there.
-    pub(super) fn service(&mut self, key: &ServiceKey) -> Result<Option<Settings>, DataplaneError> {
+    fn service(&mut self, key: &ServiceKey) -> Result<Option<Settings>, DataplaneError> {
         let request = self.request(Command::GetService, codec::name(key));
         match self.socket.ask(&request, codec::service) {
             Ok(found) => Ok(found.into_iter().next().map(|(_, settings)| settings)),
@@ -82,12 +146,7 @@ impl Ipvs {
         }
     }
 
-    /// Takes the steps that concern IPVS, all in a few sends; returns those that failed, by index. An `Err` is a
-    /// conversation that broke down: nobody knows how far it came.
-    pub(super) fn apply(
-        &mut self,
-        changes: &[&Change],
-    ) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+    fn apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
         let (indices, requests): (Vec<usize>, Vec<Request>) = changes
             .iter()
             .enumerate()
@@ -180,8 +239,8 @@ mod tests {
             return;
         }
         // Where the module exists and may be loaded, asking has just loaded it.
-        match Ipvs::open() {
-            Ok(_) => assert!(Path::new("/proc/net/ip_vs").exists()),
+        match Ipvs::new().find() {
+            Ok(()) => assert!(Path::new("/proc/net/ip_vs").exists()),
             Err(error) => {
                 assert_eq!(error, DataplaneError::IpvsUnavailable);
                 assert!(error.to_string().contains("modprobe ip_vs"));

@@ -6,85 +6,30 @@ use std::path::PathBuf;
 use vip_core::plan::{Change, ServiceKey, Tables};
 
 use super::ipvs::Ipvs;
-use super::nat::{Element, Nat};
+use super::nat::Nat;
 use super::{Dataplane, DataplaneError, blocks, sysctl};
 
-/// The kernel of this network namespace (of the thread that opens the sockets: the first call does).
+/// The kernel of this network namespace (of the thread that makes the first call).
 #[derive(Debug)]
 pub struct Kernel {
     sysctls: PathBuf,
-    ipvs: Option<Ipvs>,
-    nat: Option<Nat>,
-    /// What our sets held when a socket was given up.
-    known: BTreeSet<Element>,
+    ipvs: Ipvs,
+    nat: Nat,
 }
 
 impl Kernel {
     /// Does nothing yet. `sysctls`: where `/proc/sys/net` can be written.
     pub fn new(sysctls: impl Into<PathBuf>) -> Self {
-        Self { sysctls: sysctls.into(), ipvs: None, nat: None, known: BTreeSet::new() }
-    }
-
-    fn ipvs(&mut self) -> Result<&mut Ipvs, DataplaneError> {
-        let ipvs = match self.ipvs.take() {
-            Some(ipvs) => ipvs,
-            None => Ipvs::open()?,
-        };
-        Ok(self.ipvs.insert(ipvs))
-    }
-
-    fn nat(&mut self) -> Result<&mut Nat, DataplaneError> {
-        let nat = match self.nat.take() {
-            Some(nat) => nat,
-            None => Nat::open(std::mem::take(&mut self.known))?,
-        };
-        Ok(self.nat.insert(nat))
-    }
-
-    /// Gives the sockets up when something went wrong: an answer may still be on its way.
-    fn checked<T>(&mut self, result: Result<T, DataplaneError>) -> Result<T, DataplaneError> {
-        if result.is_err() {
-            self.ipvs = None;
-            self.known = self.nat.take().map(Nat::into_known).unwrap_or_default();
-        }
-        result
-    }
-
-    fn try_observe(&mut self) -> Result<Tables, DataplaneError> {
-        self.ipvs()?;
-        sysctl::set(&self.sysctls)?;
-        let (guarded, ledger) = self.nat()?.observe()?;
-        let services = self.ipvs()?.observe(&ledger)?;
-        Ok(Tables { services, ledger, guarded })
-    }
-
-    fn try_sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError> {
-        Ok(self.ipvs()?.service(key)?.is_some() && self.nat()?.is_there()?)
-    }
-
-    fn try_remove_everything(&mut self) -> Result<(), DataplaneError> {
-        let (_, ledger) = self.nat()?.observe()?;
-        let deletions: Vec<Change> = ledger.into_iter().map(Change::DeleteService).collect();
-        let failed = match self.ipvs() {
-            // Without IPVS there are no services.
-            Err(DataplaneError::IpvsUnavailable) => Vec::new(),
-            Err(error) => return Err(error),
-            Ok(ipvs) => ipvs.apply(&deletions.iter().collect::<Vec<_>>())?,
-        };
-        match failed.into_iter().next() {
-            // The ledger has to stay as long as something of ours does.
-            Some((_, error)) => Err(error),
-            None => self.nat()?.remove(),
-        }
+        Self { sysctls: sysctls.into(), ipvs: Ipvs::new(), nat: Nat::new() }
     }
 
     /// Takes steps of one kind. Each that fails is returned by its place in `changes`.
     fn run(&mut self, kind: Kind, changes: &[&Change]) -> Vec<(usize, DataplaneError)> {
         let result = match kind {
-            Kind::Ipvs => self.ipvs().and_then(|ipvs| ipvs.apply(changes)),
-            Kind::Nat => self.nat().and_then(|nat| nat.apply(changes)),
+            Kind::Ipvs => self.ipvs.apply(changes),
+            Kind::Nat => self.nat.apply(changes),
         };
-        match self.checked(result) {
+        match result {
             Ok(failed) => failed,
             Err(error) => (0..changes.len()).map(|index| (index, error.clone())).collect(),
         }
@@ -112,8 +57,12 @@ fn kind(change: &Change) -> Kind {
 
 impl Dataplane for Kernel {
     fn observe(&mut self) -> Result<Tables, DataplaneError> {
-        let result = self.try_observe();
-        self.checked(result)
+        // The sysctls of IPVS are there only once IPVS is.
+        self.ipvs.find()?;
+        sysctl::set(&self.sysctls)?;
+        let (guarded, ledger) = self.nat.observe()?;
+        let services = self.ipvs.observe(&ledger)?;
+        Ok(Tables { services, ledger, guarded })
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
@@ -152,12 +101,21 @@ impl Dataplane for Kernel {
     }
 
     fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError> {
-        let result = self.try_sentinel(key);
-        self.checked(result)
+        Ok(self.ipvs.service(key)?.is_some() && self.nat.is_there()?)
     }
 
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {
-        let result = self.try_remove_everything();
-        self.checked(result)
+        let (_, ledger) = self.nat.observe()?;
+        let deletions: Vec<Change> = ledger.into_iter().map(Change::DeleteService).collect();
+        let failed = match self.ipvs.apply(&deletions.iter().collect::<Vec<_>>()) {
+            // Without IPVS there are no services.
+            Err(DataplaneError::IpvsUnavailable) => Vec::new(),
+            result => result?,
+        };
+        match failed.into_iter().next() {
+            // The ledger has to stay as long as something of ours does.
+            Some((_, error)) => Err(error),
+            None => self.nat.remove(),
+        }
     }
 }

@@ -27,51 +27,104 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use vip_core::plan::{Change, ServiceKey};
 
-pub(super) use self::rules::Element;
+use self::rules::Element;
 use super::DataplaneError;
 use super::netlink::{Request, Socket, Trouble};
 
 /// Steps in one transaction: about 100 bytes each, well below what a socket without privileges may send at once.
 const AT_ONCE: usize = 500;
 
-/// A socket that speaks to nftables, and what our sets should hold as far as this process knows.
-#[derive(Debug)]
-pub(super) struct Nat {
-    socket: Socket,
+/// Our table, and what its sets should hold as far as this process knows.
+#[derive(Debug, Default)]
+pub struct Nat {
+    /// Given up when something went wrong: an answer may still be on its way.
+    socket: Option<Socket>,
     known: BTreeSet<Element>,
 }
 
 impl Nat {
-    /// Opens the socket. `known`: what an earlier socket of this process knew.
-    pub(super) fn open(known: BTreeSet<Element>) -> Result<Self, DataplaneError> {
-        let socket = Socket::open(SockProtocol::NetlinkNetFilter)
-            .map_err(|error| unavailable(&Trouble::Errno(error)))?;
-        Ok(Self { socket, known })
-    }
-
-    /// What this process knows of our sets, for the next socket.
-    pub(super) fn into_known(self) -> BTreeSet<Element> {
-        self.known
+    /// Does nothing yet. The table is that of the network namespace of the thread that makes the first call.
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// The guarded addresses and the ledger. What somebody deleted of our table since this process knows it is put back
     /// first: without the ledger our services would look like those of others.
-    pub(super) fn observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
-        let mut found = self.elements()?;
-        found.extend(self.known.iter().copied());
-        self.known = found;
+    ///
+    /// # Errors
+    /// When nftables is not there, not permitted, or does not answer.
+    pub fn observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
+        let result = self.try_observe();
+        self.checked(result)
+    }
+
+    /// Takes the steps that concern the table, in transactions; returns those that failed, by index. Makes the table first
+    /// if need be.
+    ///
+    /// # Errors
+    /// A conversation that broke down: nobody knows how far it came.
+    pub fn apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+        let result = self.try_apply(changes);
+        self.checked(result)
+    }
+
+    /// Whether the table is there. Rules are not looked at.
+    ///
+    /// # Errors
+    /// When nftables is not there, not permitted, or does not answer.
+    pub fn is_there(&mut self) -> Result<bool, DataplaneError> {
+        let result = match self.socket()?.ask(&codec::get_table(), |_| Some(())) {
+            Ok(_) => Ok(true),
+            Err(Trouble::Errno(Errno::ENOENT)) => Ok(false),
+            Err(trouble) => Err(unavailable(&trouble)),
+        };
+        self.checked(result)
+    }
+
+    /// Deletes the table and forgets what it held.
+    ///
+    /// # Errors
+    /// When nftables is not permitted or does not answer.
+    pub fn remove(&mut self) -> Result<(), DataplaneError> {
+        let result = match self.run(&[codec::delete_table()]) {
+            Ok(()) | Err(Trouble::Errno(Errno::ENOENT)) => {
+                self.known.clear();
+                Ok(())
+            }
+            Err(trouble) => Err(unavailable(&trouble)),
+        };
+        self.checked(result)
+    }
+
+    fn socket(&mut self) -> Result<&mut Socket, DataplaneError> {
+        self.open().map_err(|trouble| unavailable(&trouble))
+    }
+
+    fn open(&mut self) -> Result<&mut Socket, Trouble> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => Socket::open(SockProtocol::NetlinkNetFilter).map_err(Trouble::Errno)?,
+        };
+        Ok(self.socket.insert(socket))
+    }
+
+    fn checked<T>(&mut self, result: Result<T, DataplaneError>) -> Result<T, DataplaneError> {
+        if result.is_err() {
+            self.socket = None;
+        }
+        result
+    }
+
+    fn try_observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
+        let found = self.elements()?;
+        self.known.extend(found);
         if !self.known.is_empty() {
             self.ensure()?;
         }
         Ok(rules::sort(&self.known))
     }
 
-    /// Takes the steps that concern the table; returns those that failed, by index. An `Err` is a conversation that broke
-    /// down: nobody knows how far it came.
-    pub(super) fn apply(
-        &mut self,
-        changes: &[&Change],
-    ) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+    fn try_apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
         let mut failures = Vec::new();
         let mut steps: Vec<(usize, &Change, Element, bool)> = Vec::new();
         for (index, change) in changes.iter().enumerate() {
@@ -97,26 +150,6 @@ impl Nat {
         Ok(failures)
     }
 
-    /// Whether the table is there. Rules are not looked at.
-    pub(super) fn is_there(&mut self) -> Result<bool, DataplaneError> {
-        match self.socket.ask(&codec::get_table(), |_| Some(())) {
-            Ok(_) => Ok(true),
-            Err(Trouble::Errno(Errno::ENOENT)) => Ok(false),
-            Err(trouble) => Err(unavailable(&trouble)),
-        }
-    }
-
-    /// Deletes the table and forgets what it held.
-    pub(super) fn remove(&mut self) -> Result<(), DataplaneError> {
-        match self.run(&[codec::delete_table()]) {
-            Ok(()) | Err(Trouble::Errno(Errno::ENOENT)) => {
-                self.known.clear();
-                Ok(())
-            }
-            Err(trouble) => Err(unavailable(&trouble)),
-        }
-    }
-
     /// One transaction; without the steps that fail, tried again, because one that fails undoes them all.
     fn transact(
         &mut self,
@@ -127,7 +160,7 @@ impl Nat {
         while !open.is_empty() {
             let requests: Vec<Request> =
                 open.iter().map(|(.., element, add)| codec::element(element, *add)).collect();
-            let failed = match self.socket.transaction(&requests, &codec::begin(), &codec::end()) {
+            let failed = match self.socket()?.transaction(&requests, &codec::begin(), &codec::end()) {
                 Ok(failed) => failed,
                 Err(trouble) => return Err(unavailable(&trouble)),
             };
@@ -159,7 +192,7 @@ impl Nat {
     /// Makes the table, or makes it again when it is not as this version makes it; with all that it held, in one
     /// transaction, so that no packet meets half of it.
     fn ensure(&mut self) -> Result<(), DataplaneError> {
-        let rules = self.socket.dump(&codec::get_rules(), codec::rule_mark);
+        let rules = self.socket()?.dump(&codec::get_rules(), codec::rule_mark);
         if rules.map_err(|trouble| unavailable(&trouble))? == rules::marks() {
             let found = self.elements()?;
             let missing: Vec<Request> =
@@ -177,7 +210,7 @@ impl Nat {
         let mut all = BTreeSet::new();
         for set in rules::sets() {
             match self
-                .socket
+                .socket()?
                 .dump(&codec::get_elements(set.name), |answer| Some(codec::elements(answer, set)))
             {
                 Ok(found) => all.extend(found.into_iter().flatten()),
@@ -190,7 +223,7 @@ impl Nat {
 
     /// A transaction that should succeed as a whole.
     fn run(&mut self, requests: &[Request]) -> Result<(), Trouble> {
-        match self.socket.transaction(requests, &codec::begin(), &codec::end())?.first() {
+        match self.open()?.transaction(requests, &codec::begin(), &codec::end())?.first() {
             Some((_, errno)) => Err(Trouble::Errno(*errno)),
             None => Ok(()),
         }

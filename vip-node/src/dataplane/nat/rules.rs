@@ -81,7 +81,7 @@ static FAMILIES: [&Family; 1] = [&IPV4];
 
 /// An element of one of the sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Element {
+pub(super) enum Element {
     /// A guarded address.
     Vip(IpAddr),
     /// An open port.
