@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 /// The API group of every object of ours.
@@ -41,7 +41,8 @@ pub const RENEW_SECONDS: u64 = 10;
     status = "VirtualIPStatus",
     derive = "PartialEq",
     doc = "A virtual IP address of the LAN and the Services that answer at it",
-    printcolumn(name = "Services", type_ = "string", json_path = ".spec.services[*].name"),
+    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.services[0].namespace", description = "Namespace of the first Service"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.services[0].name", description = "The first Service"),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.backends.ready", description = "Backends that receive new connections"),
     printcolumn(name = "Total", type_ = "integer", json_path = ".status.backends.total", description = "Backends known"),
@@ -49,15 +50,16 @@ pub const RENEW_SECONDS: u64 = 10;
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Announced\")].reason"),
     printcolumn(name = "VRID", type_ = "integer", json_path = ".spec.virtualRouter", priority = "1"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.spec.address.contains(':') ? self.metadata.name.matches('^(0|[1-9a-f][0-9a-f]{0,3})(-(0|[1-9a-f][0-9a-f]{0,3})){7}$') && isIP(self.metadata.name.replace('-', ':')) && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address) : self.metadata.name == self.spec.address")
-        .message("the name of a VirtualIP is its address; for IPv6 all eight groups, joined by '-' instead of ':'"),
+    validation = Rule::new(NAMED_BY_ADDRESS)
+        .message("the name of a VirtualIP is its address; for IPv6 all eight groups, joined by '-' instead of ':'")
+        .field_path(".spec.address"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualIPSpec {
     /// The address, in canonical form.
     #[schemars(length(max = 39))]
     #[x_kube(validation = Rule::new("isIP(self) && ip.isCanonical(self)").message("address must be one IP address in canonical form"))]
-    #[x_kube(validation = Rule::new("!isIP(self) || ip(self).isGlobalUnicast()").message("address must be a unicast address of the LAN"))]
+    #[x_kube(validation = Rule::new(UNICAST).message("address must be a unicast address of the LAN"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("address cannot change: delete the VirtualIP and create another"))]
     pub address: String,
 
@@ -81,15 +83,26 @@ pub struct VirtualIPSpec {
     pub persistence_seconds: Option<u32>,
 }
 
+/// CEL: the name of an object agrees with its address. What is no address at all is another rule's business.
+const NAMED_BY_ADDRESS: &str = "!isIP(self.spec.address) || (self.spec.address.contains(':') \
+? self.metadata.name.matches('^(0|[1-9a-f][0-9a-f]{0,3})(-(0|[1-9a-f][0-9a-f]{0,3})){7}$') \
+&& isIP(self.metadata.name.replace('-', ':')) \
+&& ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address) \
+: self.metadata.name == self.spec.address)";
+
+/// CEL: an address that a host can have. Go, and so CEL, counts the networks 0 and 240 (class E) as unicast.
+const UNICAST: &str = "!isIP(self) || (ip(self).isGlobalUnicast() \
+&& !cidr('0.0.0.0/8').containsIP(ip(self)) && !cidr('240.0.0.0/4').containsIP(ip(self)))";
+
 /// A Service, by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRef {
     /// Namespace of the Service.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: String,
     /// Name of the Service.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 }
 
@@ -156,7 +169,7 @@ pub struct VirtualIPStatus {
     /// What IPVS sends to.
     #[serde(default)]
     pub backends: Backends,
-    /// `Announced` and `Programmed`; reasons are words of [`Reason`].
+    /// `Announced` and `Programmed`; reasons are words of `Reason`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -265,7 +278,7 @@ impl std::fmt::Display for Reason {
     status = "VIPPoolStatus",
     derive = "PartialEq",
     doc = "A pool of addresses of the LAN from which virtual IPs are drawn",
-    printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses[*]"),
+    printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses"),
     printcolumn(name = "Total", type_ = "integer", json_path = ".status.total"),
     printcolumn(name = "Allocated", type_ = "integer", json_path = ".status.allocated"),
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.available"),
@@ -275,14 +288,12 @@ impl std::fmt::Display for Reason {
 #[serde(rename_all = "camelCase")]
 pub struct VIPPoolSpec {
     /// CIDRs, ranges `first-last` and single addresses. Of an IPv4 CIDR the network and broadcast addresses are left out.
-    #[schemars(length(min = 1, max = 32), inner(length(max = 79)))]
-    #[x_kube(validation = Rule::new(VALID_RANGES).message("each entry must be an address, a CIDR or a range first-last of one family in ascending order"))]
+    #[schemars(length(min = 1, max = 32), inner(length(max = 79)), transform = addresses_in_items)]
     pub addresses: Vec<String>,
 
     /// Addresses of the pool that are not given out, in the same forms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 79)))]
-    #[x_kube(validation = Rule::new(VALID_RANGES).message("each entry must be an address, a CIDR or a range first-last of one family in ascending order"))]
+    #[schemars(length(max = 32), inner(length(max = 79)), transform = addresses_in_items)]
     pub exclude: Vec<String>,
 
     /// Whether `expose` may draw from this pool without naming it.
@@ -291,7 +302,10 @@ pub struct VIPPoolSpec {
 
     /// Namespaces whose Services may draw from this pool; none named: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+    )]
     pub namespaces: Vec<String>,
 
     /// The virtual router identifiers that this pool may use on the LAN.
@@ -299,21 +313,50 @@ pub struct VIPPoolSpec {
 
     /// Labels that a node must have to compete for the addresses of this pool.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8), transform = label_values)]
+    #[x_kube(validation = Rule::new(LABEL_KEYS).message("each key must be the key of a label"))]
     pub node_selector: std::collections::BTreeMap<String, String>,
 
     /// The only interface on which the addresses may be bound; none named: the one whose subnet holds the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15))]
+    #[schemars(length(min = 1, max = 15), pattern("^[^/:\\s]+$"))]
     pub interface: Option<String>,
 }
 
-/// CEL: every entry of a list is an address, a CIDR or an ascending range. The order of an IPv6 range is checked by
-/// the agents, CEL cannot compare IPv6 addresses.
-const VALID_RANGES: &str = "self.all(a, isIP(a) || isCIDR(a) || (a.split('-').size() == 2 && a.split('-').all(e, isIP(e)) \
-&& ip(a.split('-')[0]).family() == ip(a.split('-')[1]).family() \
-&& (ip(a.split('-')[0]).family() == 6 || \
-(int(a.split('-')[0].split('.')[0]) * 16777216 + int(a.split('-')[0].split('.')[1]) * 65536 + int(a.split('-')[0].split('.')[2]) * 256 + int(a.split('-')[0].split('.')[3])) <= \
-(int(a.split('-')[1].split('.')[0]) * 16777216 + int(a.split('-')[1].split('.')[1]) * 65536 + int(a.split('-')[1].split('.')[2]) * 256 + int(a.split('-')[1].split('.')[3])))))";
+/// The rules for an entry of a list of addresses, each with its message.
+fn addresses_in_items(list: &mut Schema) {
+    let rules = serde_json::json!([
+        { "rule": ADDRESSES, "message": "must be an address, a CIDR or a range first-last" },
+        { "rule": ASCENDING, "message": "a range must be of one family and go upwards" },
+    ]);
+    if let Some(items) = list.get_mut("items").and_then(|items| items.as_object_mut()) {
+        items.insert("x-kubernetes-validations".to_owned(), rules);
+    }
+}
+
+/// CEL: an address, a CIDR or two addresses joined by `-`.
+const ADDRESSES: &str =
+    "isIP(self) || isCIDR(self) || (self.split('-').size() == 2 && self.split('-').all(end, isIP(end)))";
+
+/// CEL: the ends of a range are of one family and in order. The order of IPv6 is checked by the agents: CEL can neither
+/// compare addresses nor, within the API server's limits, take them apart.
+const ASCENDING: &str = "!self.contains('-') || !self.split('-').all(end, isIP(end)) \
+|| self.split('-').all(end, ip(end).family() == 6) \
+|| (self.split('-').all(end, ip(end).family() == 4) && self.split('-').map(end, \
+int(end.split('.')[0]) * 16777216 + int(end.split('.')[1]) * 65536 + int(end.split('.')[2]) * 256 \
++ int(end.split('.')[3])).isSorted())";
+
+/// CEL: keys of labels.
+const LABEL_KEYS: &str = "self.all(key, \
+key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$'))";
+
+/// The form of the values of labels.
+fn label_values(map: &mut Schema) {
+    if let Some(values) = map.get_mut("additionalProperties").and_then(|values| values.as_object_mut()) {
+        values.insert("maxLength".to_owned(), 63.into());
+        values.insert("pattern".to_owned(), "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$".into());
+    }
+}
 
 fn yes() -> bool {
     true
@@ -335,7 +378,8 @@ pub struct VirtualRouterRange {
 impl VirtualRouterRange {
     /// All identifiers of the range, those beyond 255 left out.
     pub fn iter(self) -> impl Iterator<Item = u8> {
-        (u16::from(self.first)..u16::from(self.first) + u16::from(self.count)).filter_map(|v| u8::try_from(v).ok())
+        (u16::from(self.first)..u16::from(self.first) + u16::from(self.count))
+            .filter_map(|v| u8::try_from(v).ok())
     }
 }
 
@@ -366,7 +410,6 @@ pub struct VIPPoolStatus {
     doc = "A node as the agent that runs there sees it; written by that agent alone",
     printcolumn(name = "Ready", type_ = "boolean", json_path = ".status.dataplane.ready"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.dataplane.reason"),
-    printcolumn(name = "Master-Of", type_ = "string", json_path = ".status.virtualRouters[?(@.state==\"Master\")].virtualRouter"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
     printcolumn(name = "Renewed", type_ = "date", json_path = ".status.renewTime"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -377,7 +420,7 @@ pub struct VIPNodeSpec {}
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VIPNodeStatus {
-    /// When this was written; older than [`SILENT_AFTER_SECONDS`] means that nothing here is known to hold.
+    /// When this was written; older than 30 seconds means that nothing here is known to hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew_time: Option<Time>,
     /// Version of the agent.
@@ -458,7 +501,7 @@ pub struct PeerStatus {
 pub struct DataplaneStatus {
     /// All that is wanted is in the kernel.
     pub ready: bool,
-    /// One word of [`Reason`].
+    /// One word of `Reason`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// What is wrong and what to do, one sentence.
