@@ -3,10 +3,20 @@
 //! `vip-node vrrp` listens, `vip-node agent` connects and may come and go: what it said last stays in force.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+use tracing::warn;
 use vip_core::api::{Reason, VrrpState};
 use vip_core::vrrp::{RouterConfig, RouterId};
 
@@ -72,4 +82,159 @@ pub struct Peer {
     pub address: IpAddr,
     /// Priority of its last advertisement.
     pub priority: u8,
+}
+
+/// Longest line that is read, in bytes: some hundred virtual routers with some hundred addresses fit.
+const LONGEST: u64 = 4 << 20;
+/// How long a line may take to be taken by the other side before it counts as hung.
+const WRITE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The agent's end for orders.
+#[derive(Debug)]
+pub struct OrderSender(OwnedWriteHalf);
+
+/// The agent's end for reports.
+#[derive(Debug)]
+pub struct ReportReceiver(Lines);
+
+/// Connects the agent to vrrp.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect(socket: &Path) -> io::Result<(OrderSender, ReportReceiver)> {
+    let (read, write) = UnixStream::connect(socket).await?.into_split();
+    Ok((OrderSender(write), ReportReceiver(Lines::new(read))))
+}
+
+impl OrderSender {
+    /// Sends an order.
+    ///
+    /// # Errors
+    /// When vrrp is gone or does not read.
+    pub async fn send(&mut self, order: &Order) -> io::Result<()> {
+        write_line(&mut self.0, order).await
+    }
+}
+
+impl ReportReceiver {
+    /// The next report; `None` when vrrp is gone or what it says cannot be understood. A call may be dropped and made anew.
+    pub async fn recv(&mut self) -> Option<Report> {
+        self.0.next().await
+    }
+}
+
+/// vrrp's end: listens for agents.
+#[derive(Debug)]
+pub struct Listener(UnixListener);
+
+/// vrrp's end for reports.
+#[derive(Debug)]
+pub struct ReportSender(OwnedWriteHalf);
+
+/// vrrp's end for orders.
+#[derive(Debug)]
+pub struct OrderReceiver(Lines);
+
+impl Listener {
+    /// Listens at a path, where the socket of an earlier run may be left.
+    ///
+    /// # Errors
+    /// When the folder is missing or not writable.
+    pub fn bind(socket: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(socket)?;
+        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self(listener))
+    }
+
+    /// Waits for an agent.
+    ///
+    /// # Errors
+    /// When the system is out of file descriptors.
+    pub async fn accept(&self) -> io::Result<(ReportSender, OrderReceiver)> {
+        let (read, write) = self.0.accept().await?.0.into_split();
+        Ok((ReportSender(write), OrderReceiver(Lines::new(read))))
+    }
+}
+
+impl ReportSender {
+    /// Sends a report.
+    ///
+    /// # Errors
+    /// When the agent is gone or does not read.
+    pub async fn send(&mut self, report: &Report) -> io::Result<()> {
+        write_line(&mut self.0, report).await
+    }
+}
+
+impl OrderReceiver {
+    /// The next order; `None` when the agent is gone or what it says cannot be understood. A call may be dropped and
+    /// made anew.
+    pub async fn recv(&mut self) -> Option<Order> {
+        self.0.next().await
+    }
+}
+
+async fn write_line(stream: &mut OwnedWriteHalf, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    match timeout(WRITE_LIMIT, stream.write_all(&line)).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Messages by the line. What was read of a line stays here when a call is dropped.
+#[derive(Debug)]
+struct Lines {
+    stream: BufReader<OwnedReadHalf>,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn new(stream: OwnedReadHalf) -> Self {
+        Self { stream: BufReader::new(stream), line: Vec::new() }
+    }
+
+    async fn next<T: DeserializeOwned>(&mut self) -> Option<T> {
+        let room = LONGEST.saturating_sub(self.line.len() as u64);
+        (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await.ok()?;
+        let line = std::mem::take(&mut self.line);
+        match serde_json::from_slice(&line) {
+            Ok(message) => Some(message),
+            Err(error) => {
+                if !line.is_empty() {
+                    warn!(%error, "the other process says what cannot be understood: is it of another version?");
+                }
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn orders_and_reports_arrive_and_nonsense_ends_the_talk() {
+        let folder = std::env::temp_dir().join(format!("vip-link-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let socket = folder.join("vrrp.sock");
+        let _stale = UnixListener::bind(&socket).unwrap();
+        let listener = Listener::bind(&socket).unwrap();
+        let (agent, vrrp) = tokio::join!(connect(&socket), listener.accept());
+        let ((mut orders, mut reports), (mut report, mut order)) = (agent.unwrap(), vrrp.unwrap());
+        orders.send(&Order::Elect(vec![])).await.unwrap();
+        assert_eq!(order.recv().await, Some(Order::Elect(vec![])));
+        let said = Report { stopping: true, ..Report::default() };
+        report.send(&said).await.unwrap();
+        assert_eq!(reports.recv().await, Some(said));
+        orders.0.write_all(b"{\"Obey\":1}\n").await.unwrap();
+        assert_eq!(order.recv().await, None);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

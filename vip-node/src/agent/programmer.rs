@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use vip_core::api::Reason;
 use vip_core::desired::Trouble;
-use vip_core::plan::{Change, ServiceKey, Tables, plan};
+use vip_core::plan::{ServiceKey, Tables, plan};
 
 use crate::dataplane::Dataplane;
 
@@ -178,10 +178,10 @@ impl<D: Dataplane> Worker<D> {
         let mut refused = BTreeMap::new();
         let failed: BTreeMap<usize, String> = failures.into_iter().map(|(index, error)| (index, error.to_string())).collect();
         for (index, change) in plan.changes.iter().enumerate() {
-            match (failed.get(&index), service_of(change)) {
+            match (failed.get(&index), change.key()) {
                 (None, _) => mirror.apply(change),
                 (Some(words), Some(key)) => {
-                    refused.insert(key, words.clone());
+                    refused.insert(*key, words.clone());
                 }
                 (Some(words), None) => state.trouble = Some(Trouble::new(Reason::KernelRefused, words.clone())),
             }
@@ -213,17 +213,121 @@ impl<D: Dataplane> Worker<D> {
     }
 }
 
-/// The virtual service that a change is about; guards are about a whole address.
-fn service_of(change: &Change) -> Option<ServiceKey> {
-    match change {
-        Change::Guard(_) | Change::Unguard(_) => None,
-        Change::Open(key)
-        | Change::AddService(key, _)
-        | Change::SetService(key, _)
-        | Change::AddDestination(key, ..)
-        | Change::SetDestination(key, ..)
-        | Change::DeleteDestination(key, _)
-        | Change::DeleteService(key)
-        | Change::Close(key) => Some(*key),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{DataplaneError, Recorder};
+    use vip_core::api::Scheduler;
+    use vip_core::plan::{Change, Protocol, Settings, VirtualService};
+
+    fn key(port: u16) -> ServiceKey {
+        ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Tcp, port }
+    }
+
+    /// One service on port 80 with that many destinations.
+    fn tables(destinations: u8) -> Tables {
+        let mut tables = Tables::default();
+        tables.guarded.insert(key(80).address);
+        tables.ledger.insert(key(80));
+        let destinations = (1..=destinations).map(|n| (([10, 244, 1, n], 8080).into(), 1)).collect();
+        let settings = Settings::new(Scheduler::Wlc, None);
+        tables.services.insert(key(80), VirtualService { settings, destinations });
+        tables
+    }
+
+    fn wait(programmer: &Programmer, what: impl Fn(&Programmed) -> bool) -> Programmed {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let state = programmer.state().borrow().clone();
+            if what(&state) {
+                return state;
+            }
+            assert!(Instant::now() < deadline, "not in time: {state:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn until(what: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !what() {
+            assert!(Instant::now() < deadline, "not in time");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn one_endpoint_more_is_one_message_more() {
+        let kernel = Recorder::default();
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        programmer.desire(1, tables(3));
+        assert!(wait(&programmer, |s| s.generation == Some(1)).serves(&[key(80)]));
+        kernel.forget();
+        programmer.desire(2, tables(4));
+        wait(&programmer, |s| s.generation == Some(2));
+        assert_eq!(kernel.forget(), [Change::AddDestination(key(80), ([10, 244, 1, 4], 8080).into(), 1)]);
+        programmer.clear();
+        assert_eq!(kernel.tables(), Tables::default());
+    }
+
+    #[test]
+    fn a_successor_finds_everything_and_sends_nothing() {
+        let kernel = Recorder::new(tables(3));
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        programmer.desire(1, tables(3));
+        wait(&programmer, |s| s.serves(&[key(80)]));
+        assert_eq!(kernel.applied(), []);
+    }
+
+    #[test]
+    fn what_others_flush_is_put_back_and_never_looks_lost() {
+        let kernel = Recorder::default();
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        programmer.desire(1, tables(3));
+        wait(&programmer, |s| s.serves(&[key(80)]));
+        let mut states = programmer.state();
+        kernel.meddle(|tables| tables.services.clear());
+        until(|| kernel.tables() == tables(3));
+        assert!(states.borrow_and_update().serves(&[key(80)]));
+    }
+
+    #[test]
+    fn an_entry_of_somebody_else_is_reported_and_left_alone() {
+        let mut foreign = tables(1);
+        foreign.ledger.clear();
+        foreign.guarded.clear();
+        let kernel = Recorder::new(foreign.clone());
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        programmer.desire(1, tables(3));
+        let state = wait(&programmer, |s| s.generation == Some(1));
+        assert!(state.conflicts.contains(&key(80)) && !state.serves(&[key(80)]));
+        assert_eq!(kernel.tables().services, foreign.services);
+    }
+
+    #[test]
+    fn a_kernel_without_ipvs_is_a_trouble_until_it_has_it() {
+        let kernel = Recorder::default();
+        kernel.fail(Some(DataplaneError::IpvsUnavailable));
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        programmer.desire(1, tables(3));
+        let state = wait(&programmer, |s| s.generation == Some(1));
+        assert_eq!(state.trouble.as_ref().map(|t| t.reason), Some(Reason::IPVSUnavailable));
+        assert!(!state.serves(&[]));
+        kernel.fail(None);
+        wait(&programmer, |s| s.serves(&[key(80)]));
+    }
+
+    #[test]
+    fn one_refused_service_does_not_keep_the_others_out() {
+        let kernel = Recorder::default();
+        kernel.refuse(key(81), true);
+        let mut wanted = tables(1);
+        wanted.ledger.insert(key(81));
+        wanted.services.insert(key(81), VirtualService::default());
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        programmer.desire(1, wanted);
+        let state = wait(&programmer, |s| s.generation == Some(1));
+        assert!(state.serves(&[key(80)]) && !state.serves(&[key(81)]));
+        kernel.refuse(key(81), false);
+        wait(&programmer, |s| s.serves(&[key(81)]));
     }
 }
