@@ -6,6 +6,7 @@
 mod codec;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
@@ -22,9 +23,23 @@ const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
 const FAMILY_NAME: u16 = 2;
 
+/// Steps between two looks at which services could be made: 64 take some 2 ms.
+const AT_ONCE: usize = 64;
+
+/// Schedulers whose modules must be there before they are asked for. The kernel loads a scheduler on use while it holds the
+/// lock of IPVS; these two then wait for the lock of all network namespaces, whose holder, where a namespace is just being
+/// removed (any pod's end), waits for that of IPVS. All networking of the node hangs until it is reset (seen on 6.1).
+const LOCKING: [&str; 2] = ["lblc", "lblcr"];
+
+/// Whether one of [`LOCKING`] is in the kernel: each has a sysctl of its own.
+fn is_loaded(scheduler: &str, sysctls: &Path) -> bool {
+    sysctls.join(format!("ipv4/vs/{scheduler}_expiration")).exists()
+}
+
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ipvs {
+    sysctls: PathBuf,
     /// Given up when something went wrong: an answer may still be on its way.
     link: Option<Link>,
 }
@@ -38,8 +53,9 @@ struct Link {
 
 impl Ipvs {
     /// Does nothing yet. The table is that of the network namespace of the thread that makes the first call.
-    pub fn new() -> Self {
-        Self::default()
+    /// `sysctls`: where `/proc/sys/net` can be seen.
+    pub fn new(sysctls: impl Into<PathBuf>) -> Self {
+        Self { sysctls: sysctls.into(), link: None }
     }
 
     /// Finds IPVS. Asking for its name loads the module where loading is allowed: it carries the name as an alias.
@@ -76,7 +92,9 @@ impl Ipvs {
     /// # Errors
     /// A conversation that broke down: nobody knows how far it came.
     pub fn apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
-        let result = self.link().and_then(|link| link.apply(changes));
+        let dangerous: Vec<&str> =
+            LOCKING.into_iter().filter(|name| !is_loaded(name, &self.sysctls)).collect();
+        let result = self.link().and_then(|link| link.apply(changes, &dangerous));
         self.checked(result)
     }
 
@@ -146,24 +164,68 @@ impl Link {
         }
     }
 
-    fn apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
-        let (indices, requests): (Vec<usize>, Vec<Request>) = changes
+    /// `dangerous`: the schedulers that the kernel must not be asked for.
+    fn apply(
+        &mut self,
+        changes: &[&Change],
+        dangerous: &[&str],
+    ) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+        let mut failures = Vec::new();
+        // Services that could not be made: at their address and port may be somebody else's, not to be given destinations.
+        let mut unmade: BTreeSet<ServiceKey> = BTreeSet::new();
+        let mut steps: Vec<(usize, &Change)> = Vec::new();
+        for (index, change) in changes.iter().copied().enumerate() {
+            let scheduler = match change {
+                Change::AddService(_, settings) | Change::SetService(_, settings) => {
+                    settings.scheduler.as_str()
+                }
+                _ => "",
+            };
+            if dangerous.contains(&scheduler) {
+                let text = format!(
+                    "the module of its scheduler is not loaded, and loading it on use can hang the node's network: \
+                     run `modprobe ip_vs_{scheduler}` on the node, and list it in /etc/modules-load.d"
+                );
+                failures.push((index, DataplaneError::Refused { change: change.clone(), text }));
+                unmade.extend(change.key().filter(|_| matches!(change, Change::AddService(..))));
+            } else {
+                steps.push((index, change));
+            }
+        }
+        for some in steps.chunks(AT_ONCE) {
+            let (new, rest): (Vec<_>, Vec<_>) =
+                some.iter().copied().partition(|(_, change)| matches!(change, Change::AddService(..)));
+            let failed = self.send(&new)?;
+            unmade.extend(failed.iter().filter_map(|(index, _)| changes.get(*index)?.key()));
+            failures.extend(failed);
+            let (vain, rest): (Vec<_>, Vec<_>) = rest
+                .into_iter()
+                .partition(|(_, change)| change.key().is_some_and(|key| unmade.contains(key)));
+            failures.extend(
+                vain.into_iter().map(|(index, change)| (index, DataplaneError::Skipped(change.clone()))),
+            );
+            failures.extend(self.send(&rest)?);
+        }
+        failures.sort_by_key(|(index, _)| *index);
+        Ok(failures)
+    }
+
+    /// Takes steps that don't depend on each other, each with its index; returns those that failed.
+    fn send(&mut self, steps: &[(usize, &Change)]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
+        let messages: Vec<(usize, &Change, Request)> = steps
             .iter()
-            .enumerate()
             .filter_map(|(index, change)| {
-                codec::step(change).map(|(command, attributes)| (index, self.request(command, attributes)))
+                let (command, attributes) = codec::step(change)?;
+                Some((*index, *change, self.request(command, attributes)))
             })
-            .unzip();
+            .collect();
+        let requests: Vec<Request> = messages.iter().map(|(.., request)| request.clone()).collect();
         let refused = self.socket.each(&requests).map_err(|trouble| failed(&trouble))?;
         let mut failures = Vec::new();
         for (n, errno) in refused {
-            let Some((index, change)) =
-                indices.get(n).and_then(|index| Some((*index, *changes.get(*index)?)))
-            else {
-                continue;
-            };
+            let Some((index, change, _)) = messages.get(n) else { continue };
             if let Err(error) = self.settle(change, errno) {
-                failures.push((index, error));
+                failures.push((*index, error));
             }
         }
         Ok(failures)
@@ -181,7 +243,7 @@ impl Link {
             }
             (Change::AddDestination(key, to, weight), Errno::EEXIST) => {
                 let again = Change::SetDestination(*key, *to, *weight);
-                return match self.apply(&[&again])?.pop() {
+                return match self.send(&[(0, &again)])?.pop() {
                     Some((_, error)) => Err(error),
                     None => Ok(()),
                 };
@@ -227,8 +289,6 @@ fn failed(trouble: &Trouble) -> DataplaneError {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use vip_core::plan::Protocol;
 
     use super::*;
@@ -239,7 +299,7 @@ mod tests {
             return;
         }
         // Where the module exists and may be loaded, asking has just loaded it.
-        match Ipvs::new().find() {
+        match Ipvs::new("/proc/sys/net").find() {
             Ok(()) => assert!(Path::new("/proc/net/ip_vs").exists()),
             Err(error) => {
                 assert_eq!(error, DataplaneError::IpvsUnavailable);

@@ -20,7 +20,8 @@ pub struct Kernel {
 impl Kernel {
     /// Does nothing yet. `sysctls`: where `/proc/sys/net` can be written.
     pub fn new(sysctls: impl Into<PathBuf>) -> Self {
-        Self { sysctls: sysctls.into(), ipvs: Ipvs::new(), nat: Nat::new() }
+        let sysctls = sysctls.into();
+        Self { ipvs: Ipvs::new(&sysctls), nat: Nat::new(), sysctls }
     }
 
     /// Takes steps of one kind. Each that fails is returned by its place in `changes`.
@@ -82,8 +83,6 @@ impl Dataplane for Kernel {
             let mut unmade = Vec::new();
             for (n, error) in self.run(kind(first), &steps) {
                 let (Some(index), Some(change)) = (indices.get(n), steps.get(n)) else { continue };
-                let known = change.key().filter(|key| blocked.contains(key));
-                let error = known.map_or(error, |_| DataplaneError::Skipped((*change).clone()));
                 failures.push((*index, error));
                 blocked.extend(change.key().filter(|_| blocks(change)));
                 if let Change::AddService(key, _) = change {
