@@ -5,6 +5,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub mod packet;
+pub mod rank;
+pub mod router;
+#[cfg(test)]
+mod simulation;
+pub mod timers;
+
 /// The family of the addresses that an election is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
@@ -47,4 +54,41 @@ pub struct RouterConfig {
     pub addresses: Vec<IpAddr>,
     /// Addresses of the other agents: the senders that are obeyed whatever addresses they list.
     pub peers: Vec<IpAddr>,
+}
+
+impl RouterConfig {
+    /// What makes this configuration unusable, in words; `None` when it can be elected with.
+    pub fn fault(&self) -> Option<String> {
+        let centiseconds = self.interval.as_nanos() / timers::CENTISECOND.as_nanos();
+        if self.id.vrid == 0 {
+            return Some("a virtual router identifier is 1 to 255".to_owned());
+        }
+        if self.priority == 0 {
+            return Some("a priority is 1 to 255".to_owned());
+        }
+        if !(1..=u128::from(timers::MAX_CENTISECONDS)).contains(&centiseconds) {
+            return Some("an advertisement interval is 10 ms to 40.95 s".to_owned());
+        }
+        if self.addresses.is_empty() {
+            return Some("a virtual router needs an address".to_owned());
+        }
+        let stray = self.addresses.iter().find(|address| Family::of(**address) != self.id.family)?;
+        Some(format!("{stray} is not of the virtual router's address family"))
+    }
+
+    /// Whether a sender is one to listen to: a known peer, or one that claims an address of ours (a new agent, or
+    /// the router that is being replaced). A sender of the same identifier with neither is foreign.
+    pub fn knows(&self, source: IpAddr, advert: &packet::Advert) -> bool {
+        self.peers.contains(&source) || advert.addresses.iter().any(|address| self.addresses.contains(address))
+    }
+
+    /// The advertisement of this router, with this or another priority.
+    pub fn advert(&self, priority: u8) -> packet::Advert {
+        packet::Advert {
+            vrid: self.id.vrid,
+            priority,
+            interval: timers::to_centiseconds(self.interval),
+            addresses: self.addresses.iter().copied().take(packet::MAX_LISTED).collect(),
+        }
+    }
 }
