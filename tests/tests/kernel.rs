@@ -1,6 +1,8 @@
 //! The dataplane against a kernel with IPVS: runs in the lab's machine, a network namespace for each test. The product
 //! speaks netlink; here `ipvsadm` and real connections say what came of it.
 
+#![allow(clippy::unwrap_used, reason = "what cannot go on has failed")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -236,10 +236,10 @@ impl Link {
         match (change, errno) {
             (Change::DeleteService(_), Errno::ESRCH)
             | (Change::DeleteDestination(..), Errno::ESRCH | Errno::ENOENT) => return Ok(()),
-            (Change::AddService(key, settings), Errno::EEXIST) => {
-                if self.service(key)?.as_ref() == Some(settings) {
-                    return Ok(());
-                }
+            (Change::AddService(key, settings), Errno::EEXIST)
+                if self.service(key)?.as_ref() == Some(settings) =>
+            {
+                return Ok(());
             }
             (Change::AddDestination(key, to, weight), Errno::EEXIST) => {
                 let again = Change::SetDestination(*key, *to, *weight);

@@ -117,9 +117,14 @@ impl Nat {
 
     fn try_observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
         let found = self.elements()?;
-        self.known.extend(found);
-        if !self.known.is_empty() {
-            self.ensure()?;
+        self.known.extend(found.iter().copied());
+        if self.known.is_empty() {
+            return Ok(rules::sort(&found));
+        }
+        if !self.ensure()? {
+            let missing: Vec<Request> =
+                self.known.difference(&found).map(|element| codec::element(element, true)).collect();
+            self.run(&missing).map_err(|trouble| unavailable(&trouble))?;
         }
         Ok(rules::sort(&self.known))
     }
@@ -190,19 +195,17 @@ impl Nat {
     }
 
     /// Makes the table, or makes it again when it is not as this version makes it; with all that it held, in one
-    /// transaction, so that no packet meets half of it.
-    fn ensure(&mut self) -> Result<(), DataplaneError> {
+    /// transaction, so that no packet meets half of it. Whether there was anything to do.
+    fn ensure(&mut self) -> Result<bool, DataplaneError> {
         let rules = self.socket()?.dump(&codec::get_rules(), codec::rule_mark);
         if rules.map_err(|trouble| unavailable(&trouble))? == rules::marks() {
-            let found = self.elements()?;
-            let missing: Vec<Request> =
-                self.known.difference(&found).map(|element| codec::element(element, true)).collect();
-            return self.run(&missing).map_err(|trouble| unavailable(&trouble));
+            return Ok(false);
         }
         let mut requests = vec![codec::new_table(), codec::delete_table(), codec::new_table()];
         requests.extend(rules::requests());
         requests.extend(self.known.iter().map(|element| codec::element(element, true)));
-        self.run(&requests).map_err(|trouble| unavailable(&trouble))
+        self.run(&requests).map_err(|trouble| unavailable(&trouble))?;
+        Ok(true)
     }
 
     /// Everything in our sets.

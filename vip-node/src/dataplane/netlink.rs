@@ -28,6 +28,8 @@ const ATTRIBUTE_HEADER: usize = 4;
 const BUFFER: usize = 64 * 1024;
 /// How many answers may wait: each takes about a kilobyte of the socket's receive buffer, 208 KiB by default.
 const AT_ONCE: usize = 64;
+/// Bytes for a large transaction: some 40,000 set elements.
+const LARGE: usize = 8 * 1024 * 1024;
 /// A dump that somebody changes meanwhile is asked for again, so often.
 const DUMP_TRIES: usize = 20;
 /// More than any table that makes sense, less than what hurts.
@@ -213,8 +215,9 @@ impl Socket {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
-        // A transaction goes out in one piece. Without the capability the default must do.
-        let _ = setsockopt(&fd, sockopt::SndBufForce, &(8 * 1024 * 1024));
+        // A transaction goes out in one piece, and all its errors come at once. Without the capability the default must do.
+        let _ = setsockopt(&fd, sockopt::SndBufForce, &LARGE);
+        let _ = setsockopt(&fd, sockopt::RcvBufForce, &LARGE);
         Ok(Self { fd, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
