@@ -1,0 +1,468 @@
+//! The command line: commands, their flags, and kubectl's connection flags, which may stand anywhere after `vip`.
+
+pub mod duration;
+pub mod target;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vip_core::api::Scheduler;
+
+use self::duration::parse as duration;
+use crate::output::Format;
+
+/// Virtual IPs for the Services of a bare-metal cluster.
+///
+/// A virtual IP is an address of the LAN that survives the death of any node: the agents elect an owner on the wire,
+/// the owner answers for the address, and the kernel balances its traffic over the Service's pods.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-vip",
+    bin_name = "kubectl vip",
+    version,
+    disable_help_subcommand = true,
+    after_help = "All of kubectl's connection flags may stand anywhere after `vip`; --help shows them."
+)]
+pub struct Cli {
+    /// How to reach the cluster, and as whom.
+    #[command(flatten)]
+    pub connection: Connection,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Install the agents, and create pools
+    Install(InstallArgs),
+    /// Release all addresses and remove everything of kubectl-vip
+    Uninstall(UninstallArgs),
+    /// Give a Service a virtual IP
+    Expose(ExposeArgs),
+    /// Take a virtual IP away from a Service
+    Unexpose(UnexposeArgs),
+    /// Show virtual IPs, their owners and backends, and what is wrong
+    Status(StatusArgs),
+    /// List, create and delete pools of addresses
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// List the nodes with an agent
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Print the versions of this plugin and of the agents
+    Version(VersionArgs),
+}
+
+const CONNECTION: &str = "Connection flags (as in kubectl)";
+
+/// kubectl's connection flags.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Connection {
+    /// Path to the kubeconfig file
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION, hide_short_help = true)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig context to use
+    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
+    pub context: Option<String>,
+    /// The kubeconfig cluster to use
+    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
+    pub cluster: Option<String>,
+    /// The kubeconfig user to use
+    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
+    pub user: Option<String>,
+    /// Namespace of the Services (install: of the agents)
+    #[arg(short, long, global = true, value_name = "NS", help_heading = CONNECTION)]
+    pub namespace: Option<String>,
+    /// Address and port of the API server
+    #[arg(short, long, global = true, value_name = "URL", help_heading = CONNECTION, hide_short_help = true)]
+    pub server: Option<String>,
+    /// Bearer token for the API server
+    #[arg(long, global = true, value_name = "TOKEN", help_heading = CONNECTION, hide_short_help = true)]
+    pub token: Option<String>,
+    /// User to impersonate
+    #[arg(long = "as", global = true, value_name = "USER", help_heading = CONNECTION, hide_short_help = true)]
+    pub as_user: Option<String>,
+    /// Group to impersonate; may be repeated
+    #[arg(long, global = true, value_name = "GROUP", help_heading = CONNECTION, hide_short_help = true)]
+    pub as_group: Vec<String>,
+    /// UID to impersonate
+    #[arg(long, global = true, value_name = "UID", help_heading = CONNECTION, hide_short_help = true)]
+    pub as_uid: Option<String>,
+    /// File with the certificate authority of the API server
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION, hide_short_help = true)]
+    pub certificate_authority: Option<PathBuf>,
+    /// File with the client certificate
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION, hide_short_help = true)]
+    pub client_certificate: Option<PathBuf>,
+    /// File with the key of the client certificate
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION, hide_short_help = true)]
+    pub client_key: Option<PathBuf>,
+    /// Do not check the certificate of the API server: insecure
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_name = "BOOL", help_heading = CONNECTION, hide_short_help = true)]
+    pub insecure_skip_tls_verify: Option<bool>,
+    /// Name that the certificate of the API server must have
+    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
+    pub tls_server_name: Option<String>,
+    /// How long to wait for one answer of the API server; 0 waits forever
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration, help_heading = CONNECTION,
+          hide_short_help = true)]
+    pub request_timeout: Option<Duration>,
+}
+
+/// `--dry-run`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// Change the cluster
+    #[default]
+    None,
+    /// Send nothing that changes the cluster
+    Client,
+    /// Let the API server check everything and store nothing
+    Server,
+}
+
+impl DryRun {
+    /// What stands after the line of an object, as kubectl writes it.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Client => " (dry run)",
+            Self::Server => " (server dry run)",
+        }
+    }
+}
+
+/// Flags of every command that changes something.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Change {
+    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
+    /// Print the objects instead of a line for each
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub output: Option<Document>,
+}
+
+/// Formats of whole objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Document {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+/// Arguments of `install`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip install --pool lab=192.168.10.240/28\n  \
+    kubectl vip install --pool lab=10.0.0.10-10.0.0.20 --interface eth1 --node-selector role=edge\n  \
+    kubectl vip install --dry-run=client -o yaml > kubectl-vip.yaml")]
+pub struct InstallArgs {
+    /// Create a pool: addresses as CIDRs, ranges first-last or single ones, with commas between; may be repeated
+    #[arg(long = "pool", value_name = "NAME=RANGE[,RANGE...]")]
+    pub pools: Vec<String>,
+    /// Run agents only on nodes with these labels
+    #[arg(long, value_name = "LABEL=VALUE[,...]")]
+    pub node_selector: Option<String>,
+    /// The only interface on which the pools' addresses may be bound
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// Image of the agents
+    #[arg(long, value_name = "REF")]
+    pub image: Option<String>,
+    /// Interval of advertisements on the wire; a dead owner is noticed after three
+    #[arg(long, value_name = "DURATION", value_parser = advert_interval)]
+    pub advert_interval: Option<String>,
+    /// Wait until the agents are ready
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5m")]
+    pub timeout: Duration,
+    /// Take over fields that another field manager has set
+    #[arg(long)]
+    pub force_conflicts: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
+}
+
+/// Arguments of `uninstall`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip uninstall\n  kubectl vip uninstall --yes --keep-crds")]
+pub struct UninstallArgs {
+    /// Keep the resource definitions, and with them pools and virtual IPs, for a later install
+    #[arg(long)]
+    pub keep_crds: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// How long to wait for the agents to clean their nodes
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "2m")]
+    pub timeout: Duration,
+    /// Show what would be deleted
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
+}
+
+/// Arguments of `expose`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kubectl vip expose svc/web -n shop\n  kubectl vip expose svc/web --pool edge\n  \
+    kubectl vip expose svc/web --ip 192.168.10.243\n  kubectl vip expose svc/mail --ip 192.168.10.243 --share"
+)]
+pub struct ExposeArgs {
+    /// The Service: svc/NAME or svc NAME
+    #[arg(required = true, num_args = 1..=2, value_name = "svc/NAME")]
+    pub service: Vec<String>,
+    /// Draw the address from this pool
+    #[arg(long, value_name = "NAME", conflicts_with = "ip")]
+    pub pool: Option<String>,
+    /// Take this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip: Option<String>,
+    /// Share the address of other Services, on other ports
+    #[arg(long)]
+    pub share: bool,
+    /// IPVS scheduler
+    #[arg(long, value_name = "NAME", value_parser = scheduler)]
+    pub scheduler: Option<Scheduler>,
+    /// How long a client stays with its backend
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub persistence: Option<Duration>,
+    /// Wait until a node owns the address: true fails when none does in time, false does not wait at all
+    /// [default: look for 10s]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub wait: Option<bool>,
+    /// How long to wait [default: 10s, with --wait 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
+}
+
+/// Arguments of `unexpose`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kubectl vip unexpose svc/web -n shop\n  kubectl vip unexpose 192.168.10.241"
+)]
+pub struct UnexposeArgs {
+    /// The Service (svc/NAME) or the virtual IP
+    #[arg(required = true, num_args = 1..=2, value_name = "svc/NAME|VIP")]
+    pub target: Vec<String>,
+    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip status -A\n  kubectl vip status svc/web -n shop\n  \
+    kubectl vip status 192.168.10.241 -o yaml")]
+pub struct StatusArgs {
+    /// Only this Service (svc/NAME) or virtual IP
+    #[arg(num_args = 0..=2, value_name = "svc/NAME|VIP")]
+    pub target: Vec<String>,
+    /// Services of all namespaces
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub list: List,
+}
+
+/// Flags of every command that prints a table.
+#[derive(Clone, Debug, Default, Args)]
+pub struct List {
+    /// Format of the output
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub output: Option<Format>,
+    /// Leave the line of column names out
+    #[arg(long)]
+    pub no_headers: bool,
+}
+
+/// The commands of `pool`.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// List the pools
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Create a pool of addresses of the LAN
+    Create(PoolCreateArgs),
+    /// Change a pool: add addresses, or keep some from being given out
+    Set(PoolSetArgs),
+    /// Delete a pool that no virtual IP uses
+    #[command(visible_alias = "rm")]
+    Delete(PoolDeleteArgs),
+}
+
+/// Arguments of `pool create`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip pool create lab 192.168.10.240/28\n  \
+    kubectl vip pool create edge 10.0.0.10-10.0.0.20 10.0.0.30 --namespaces shop,bank --virtual-routers 50-60")]
+pub struct PoolCreateArgs {
+    /// Name of the pool
+    pub name: String,
+    /// CIDRs, ranges first-last or single addresses
+    #[arg(required = true, value_name = "RANGE", value_delimiter = ',')]
+    pub ranges: Vec<String>,
+    /// Virtual router identifiers that the pool may use on the LAN [default: 64 free ones from 100 up]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub virtual_routers: Option<String>,
+    /// Addresses of the pool that are not given out
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    pub exclude: Vec<String>,
+    /// Namespaces whose Services may draw from the pool [default: all]
+    #[arg(long, value_name = "NS[,NS...]", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+    /// The only interface on which the addresses may be bound
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// Labels that a node must have to own addresses of the pool
+    #[arg(long, value_name = "LABEL=VALUE[,...]")]
+    pub node_selector: Option<String>,
+    /// Whether `expose` may draw from the pool without naming it
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub auto_assign: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
+}
+
+/// Arguments of `pool set`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip pool set lab --add 192.168.11.0/28\n  \
+    kubectl vip pool set lab --exclude 192.168.10.250")]
+pub struct PoolSetArgs {
+    /// Name of the pool
+    pub name: String,
+    /// Add these addresses
+    #[arg(long, value_name = "RANGE", value_delimiter = ',', required_unless_present = "exclude")]
+    pub add: Vec<String>,
+    /// Give these addresses out no more
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    pub exclude: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
+}
+
+/// Arguments of `pool delete`.
+#[derive(Debug, Args)]
+pub struct PoolDeleteArgs {
+    /// Name of the pool
+    pub name: String,
+    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
+}
+
+/// The commands of `node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes with an agent, and the addresses that each owns
+    #[command(visible_alias = "ls")]
+    List(List),
+}
+
+/// Arguments of `version`.
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// Only the version of this plugin; needs no cluster
+    #[arg(long)]
+    pub client: bool,
+    /// Format of the output
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub output: Option<Document>,
+}
+
+/// Checks an advertisement interval and keeps its text: the agents read it as it is written.
+fn advert_interval(text: &str) -> Result<String, String> {
+    let interval = duration(text)?;
+    if !(Duration::from_millis(10)..=Duration::from_secs(40)).contains(&interval) {
+        return Err("an advertisement interval is 10ms to 40s".to_owned());
+    }
+    if interval.subsec_micros() % 10_000 != 0 {
+        return Err("an advertisement interval is a multiple of 10ms".to_owned());
+    }
+    Ok(format!("{}ms", interval.as_millis()))
+}
+
+fn scheduler(text: &str) -> Result<Scheduler, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
+        "an IPVS scheduler is one of rr, wrr, lc, wlc, fo, ovf, lblc, lblcr, dh, sh, mh, sed, nq, twos"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn connection_flags_stand_anywhere() {
+        for line in [
+            "kubectl-vip -n shop --context lab expose svc/web",
+            "kubectl-vip expose -n shop svc/web --context=lab",
+            "kubectl-vip expose svc/web --namespace shop --context lab",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.connection.namespace.as_deref(), Some("shop"), "{line}");
+            assert_eq!(cli.connection.context.as_deref(), Some("lab"), "{line}");
+        }
+        let cli = Cli::try_parse_from([
+            "kubectl-vip",
+            "pool",
+            "list",
+            "--as",
+            "bob",
+            "--as-group=a",
+            "--as-group=b",
+        ]);
+        assert_eq!(cli.unwrap().connection.as_group, ["a", "b"]);
+    }
+
+    #[test]
+    fn dry_run_takes_its_value_with_an_equals_sign() {
+        let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Unexpose(args) => args.dry_run,
+            _ => DryRun::None,
+        };
+        assert_eq!(parse("kubectl-vip unexpose svc/web"), DryRun::None);
+        assert_eq!(parse("kubectl-vip unexpose --dry-run svc/web"), DryRun::Client);
+        assert_eq!(parse("kubectl-vip unexpose svc/web --dry-run=server"), DryRun::Server);
+    }
+
+    #[test]
+    fn advertisement_intervals() {
+        assert_eq!(advert_interval("1s"), Ok("1000ms".to_owned()));
+        assert_eq!(advert_interval("100ms"), Ok("100ms".to_owned()));
+        for bad in ["5ms", "41s", "15ms", "1h", "x"] {
+            assert!(advert_interval(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn schedulers() {
+        assert_eq!(scheduler("wrr"), Ok(Scheduler::Wrr));
+        assert!(scheduler("random").unwrap_err().contains("twos"));
+    }
+}

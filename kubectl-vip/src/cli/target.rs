@@ -1,0 +1,95 @@
+//! What a command is about: a Service (`svc/web`, `svc web`) or a virtual IP (`192.168.10.241`).
+
+use std::net::IpAddr;
+
+use vip_core::pool::parse_address;
+
+use crate::exit::{Failure, Result};
+
+/// A Service of the namespace in question, or a virtual IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Name of a Service.
+    Service(String),
+    /// An address.
+    Vip(IpAddr),
+}
+
+impl Target {
+    /// Reads one or two words.
+    pub fn parse(words: &[String]) -> Result<Self> {
+        let (kind, name) = match words {
+            [one] => match one.split_once('/') {
+                Some((kind, name)) => (kind, name),
+                None => return vip(one).ok_or_else(|| unclear(one)),
+            },
+            [kind, name] => (kind.as_str(), name.as_str()),
+            _ => return Err(Failure::new("name one Service (svc/NAME) or one virtual IP")),
+        };
+        match kind.to_ascii_lowercase().as_str() {
+            _ if name.is_empty() || name.contains('/') => Err(unclear(&words.join(" "))),
+            "svc" | "service" | "services" => Ok(Self::Service(name.to_owned())),
+            "vip" | "virtualip" | "virtualips" | "virtualip.kubectl-vip.io" | "virtualips.kubectl-vip.io" => {
+                vip(name).ok_or_else(|| Failure::new(format!("{name:?} is not an IP address")))
+            }
+            other => Err(Failure::new(format!("there are no virtual IPs for a {other:?}"))
+                .hint(format!("name the Service: svc/{name}"))),
+        }
+    }
+
+    /// Reads the name of a Service, and nothing else.
+    pub fn service(words: &[String]) -> Result<String> {
+        match Self::parse(words)? {
+            Self::Service(name) => Ok(name),
+            Self::Vip(address) => Err(Failure::new(format!("{address} is an address, not a Service"))
+                .hint(format!("kubectl vip expose svc/NAME --ip {address}"))),
+        }
+    }
+}
+
+fn vip(text: &str) -> Option<Target> {
+    // The name of an IPv6 VirtualIP has `-` for `:`.
+    parse_address(text).or_else(|_| parse_address(&text.replace('-', ":"))).ok().map(Target::Vip)
+}
+
+fn unclear(text: &str) -> Failure {
+    Failure::new(format!("{text:?} names neither a Service (svc/NAME) nor a virtual IP"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> std::result::Result<Target, String> {
+        let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+        Target::parse(&words).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn kubectls_ways_to_name_a_thing() {
+        let web = Ok(Target::Service("web".to_owned()));
+        for words in [&["svc/web"][..], &["service/web"], &["svc", "web"], &["services", "web"]] {
+            assert_eq!(parse(words), web, "{words:?}");
+        }
+        let vip = Ok(Target::Vip("10.0.0.9".parse().unwrap()));
+        for words in [&["10.0.0.9"][..], &["vip/10.0.0.9"], &["vip", "10.0.0.9"]] {
+            assert_eq!(parse(words), vip, "{words:?}");
+        }
+        assert_eq!(parse(&["fd87-0-0-0-0-0-2-50"]), Ok(Target::Vip("fd87::2:50".parse().unwrap())));
+    }
+
+    #[test]
+    fn others_are_told_how() {
+        assert_eq!(
+            parse(&["web"]).unwrap_err(),
+            r#"Error: "web" names neither a Service (svc/NAME) nor a virtual IP"#
+        );
+        assert_eq!(
+            parse(&["deploy/web"]).unwrap_err(),
+            "Error: there are no virtual IPs for a \"deploy\"\nhint: name the Service: svc/web"
+        );
+        assert!(parse(&["svc/"]).is_err());
+        assert!(parse(&["svc/a/b"]).is_err());
+        assert!(parse(&["vip/web"]).unwrap_err().contains("not an IP address"));
+    }
+}

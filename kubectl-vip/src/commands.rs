@@ -1,0 +1,48 @@
+//! The commands, a file each. This one connects and hands over.
+
+mod expose;
+mod install;
+mod node;
+mod pool;
+mod status;
+mod unexpose;
+mod uninstall;
+mod version;
+
+use crate::cli::{Cli, Command, DryRun, NodeCommand, PoolCommand};
+use crate::cluster::Cluster;
+use crate::exit::Result;
+
+/// The version of this plugin.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+/// Does what the command line says.
+pub async fn run(cli: Cli) -> Result<()> {
+    match &cli.command {
+        // Without a cluster: these two are also for people who do not have one yet.
+        Command::Install(args) if args.change.dry_run == DryRun::Client => {
+            return install::show(args, cli.connection.namespace.as_deref());
+        }
+        Command::Version(args) => return version::run(args, &cli.connection).await,
+        _ => {}
+    }
+    let cluster = Cluster::connect(&cli.connection).await?;
+    on(&cluster, &cli.command).await.map_err(|failure| failure.at(&cluster.server))
+}
+
+async fn on(cluster: &Cluster, command: &Command) -> Result<()> {
+    match command {
+        Command::Install(args) => install::run(cluster, args).await,
+        Command::Uninstall(args) => uninstall::run(cluster, args).await,
+        Command::Expose(args) => expose::run(cluster, args).await,
+        Command::Unexpose(args) => unexpose::run(cluster, args).await,
+        Command::Status(args) => status::run(cluster, args).await,
+        Command::Pool(PoolCommand::List(args)) => pool::list(cluster, args).await,
+        Command::Pool(PoolCommand::Create(args)) => pool::create(cluster, args).await,
+        Command::Pool(PoolCommand::Set(args)) => pool::set(cluster, args).await,
+        Command::Pool(PoolCommand::Delete(args)) => pool::delete(cluster, args).await,
+        Command::Node(NodeCommand::List(args)) => node::list(cluster, args).await,
+        // Done before connecting.
+        Command::Version(_) => Ok(()),
+    }
+}

@@ -1,0 +1,280 @@
+//! Which pools and addresses are in question, decided on what was read; writing is up to `expose`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use vip_core::api::{ServiceRef, VIPPool, VirtualIP};
+use vip_core::pool::{choose_virtual_router, next_free, parse_address, used};
+use vip_core::validate::{CheckedPool, check_pools, in_no_pool, pool_of};
+use vip_core::vrrp::Family;
+
+use crate::commands::pool::{self, taken};
+use crate::exit::{Failure, Result};
+
+/// The pools and virtual IPs of the cluster, as they were read.
+pub struct World {
+    /// The pools that keep the rules.
+    pub pools: Vec<CheckedPool>,
+    /// All of them, for their names.
+    raw_pools: Vec<VIPPool>,
+    /// All virtual IPs.
+    pub vips: Vec<VirtualIP>,
+}
+
+impl World {
+    /// Checks the pools.
+    pub fn new(raw_pools: Vec<VIPPool>, vips: Vec<VirtualIP>) -> Self {
+        Self { pools: check_pools(&raw_pools).0, raw_pools, vips }
+    }
+
+    /// The virtual IP with this address.
+    pub fn vip(&self, address: IpAddr) -> Option<&VirtualIP> {
+        self.vips.iter().find(|vip| vip.spec.address.parse() == Ok(address))
+    }
+
+    /// The virtual IPs of a Service.
+    pub fn of(&self, service: &ServiceRef) -> impl Iterator<Item = &VirtualIP> {
+        self.vips.iter().filter(move |vip| vip.spec.services.contains(service))
+    }
+
+    /// Name of the pool that holds an address.
+    pub fn pool_name(&self, address: &str) -> Option<&str> {
+        pool_of(&self.pools, address.parse().ok()?).map(|pool| pool.name.as_str())
+    }
+
+    /// Addresses that may not be given out.
+    pub fn taken(&self) -> BTreeSet<IpAddr> {
+        taken(&self.vips)
+    }
+
+    /// The virtual router for a new virtual IP.
+    pub fn virtual_router(&self, pool: &CheckedPool, address: IpAddr) -> u8 {
+        let same_family = self
+            .vips
+            .iter()
+            .filter(|vip| vip.spec.address.parse().is_ok_and(|a: IpAddr| a.is_ipv4() == address.is_ipv4()))
+            .map(|vip| vip.spec.virtual_router);
+        choose_virtual_router(
+            pool.virtual_routers,
+            same_family,
+            pool.addresses.position(address).unwrap_or(0),
+        )
+    }
+
+    /// The pools from which a Service of this namespace may draw, in the order in which they are tried.
+    pub fn pools_for(&self, namespace: &str, wanted: Option<&str>) -> Result<Vec<&CheckedPool>> {
+        if let Some(name) = wanted {
+            let raw = pool::named(&self.raw_pools, name)?;
+            let checked = self.pools.iter().find(|pool| pool.name == name).ok_or_else(|| {
+                pool::checked(raw).err().unwrap_or_else(|| Failure::new(format!("pool {name:?} is broken")))
+            })?;
+            if !checked.allows(namespace) {
+                return Err(not_for(checked, namespace));
+            }
+            v4_only(checked)?;
+            return Ok(vec![checked]);
+        }
+        if self.pools.is_empty() {
+            return Err(Failure::new("there is no pool to draw an address from").hint(
+                "kubectl vip pool create NAME RANGE, such as: kubectl vip pool create lab 192.168.10.240/28",
+            ));
+        }
+        let allowed: Vec<&CheckedPool> = self.pools.iter().filter(|pool| pool.allows(namespace)).collect();
+        let automatic: Vec<&CheckedPool> =
+            allowed.iter().copied().filter(|pool| pool.auto_assign && v4_only(pool).is_ok()).collect();
+        if !automatic.is_empty() {
+            return Ok(automatic);
+        }
+        let failure =
+            Failure::new(format!("no pool gives addresses to namespace {namespace:?} without being named"));
+        Err(match allowed.first() {
+            Some(pool) => failure.hint(format!("name it: --pool {}", pool.name)),
+            None => failure.hint("kubectl vip pool list shows which namespaces each pool allows"),
+        })
+    }
+
+    /// The addresses of these pools that are free, in the order in which they are tried.
+    pub fn free<'a>(
+        &self,
+        pools: &[&'a CheckedPool],
+        taken: &'a BTreeSet<IpAddr>,
+    ) -> Option<(&'a CheckedPool, IpAddr)> {
+        pools.iter().find_map(|pool| {
+            next_free(&pool.addresses, taken).find(IpAddr::is_ipv4).map(|address| (*pool, address))
+        })
+    }
+
+    /// Says that these pools are full, and what would help.
+    pub fn exhausted(&self, pools: &[&CheckedPool], namespace: &str, taken: &BTreeSet<IpAddr>) -> Failure {
+        let full: Vec<String> = pools
+            .iter()
+            .map(|pool| format!("pool {:?}: 0 of {} addresses free", pool.name, pool.addresses.len()))
+            .collect();
+        let name = pools.first().map_or("NAME", |pool| pool.name.as_str());
+        let other = self.pools.iter().find(|pool| {
+            pool.allows(namespace) && u128::from(used(&pool.addresses, taken)) < pool.addresses.len()
+        });
+        let or = other.map_or_else(String::new, |pool| format!(", or --pool {}", pool.name));
+        Failure::new(full.join("; ")).hint(format!("kubectl vip pool set {name} --add RANGE{or}"))
+    }
+
+    /// The pool of a named address, or why a Service of this namespace cannot have it.
+    pub fn pool_of_ip(&self, text: &str, namespace: &str) -> Result<(IpAddr, &CheckedPool)> {
+        let address = parse_address(text).map_err(|error| Failure::new(format!("--ip {error}")))?;
+        if Family::of(address) == Family::V6 {
+            return Err(Failure::new(format!(
+                "{address} is an IPv6 address, which this version cannot announce"
+            )));
+        }
+        let Some(pool) = pool_of(&self.pools, address) else {
+            let next = self
+                .pools_for(namespace, None)
+                .ok()
+                .and_then(|pools| self.free(&pools, &self.taken()).map(|(_, address)| address));
+            let next = next.map_or_else(String::new, |address| format!("; next free: {address}"));
+            return Err(Failure::new(format!("{}{next}", in_no_pool(&self.pools, address))));
+        };
+        match pool.allows(namespace) {
+            true => Ok((address, pool)),
+            false => Err(not_for(pool, namespace)),
+        }
+    }
+}
+
+/// Says whose an address is.
+pub fn belongs(vip: &VirtualIP) -> String {
+    let services: Vec<String> = vip.spec.services.iter().map(ToString::to_string).collect();
+    match services.as_slice() {
+        [] => {
+            format!("{} is a virtual IP without a Service, all ports of its owner are open", vip.spec.address)
+        }
+        [one] => format!("{} belongs to service {one}", vip.spec.address),
+        many => format!("{} belongs to services {}", vip.spec.address, many.join(" and ")),
+    }
+}
+
+fn not_for(pool: &CheckedPool, namespace: &str) -> Failure {
+    let allowed: Vec<&str> = pool.namespaces.iter().map(String::as_str).collect();
+    Failure::new(format!(
+        "pool {:?} is not for namespace {namespace:?}: it allows {}",
+        pool.name,
+        allowed.join(", ")
+    ))
+}
+
+fn v4_only(pool: &CheckedPool) -> Result<()> {
+    match pool.addresses.has(Family::V4) {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "pool {:?} has IPv6 addresses only ({}), which this version cannot announce",
+            pool.name, pool.text
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use vip_core::api::VirtualRouterRange;
+
+    use super::*;
+    use crate::commands::pool::draft;
+
+    fn vip(address: &str, services: &[&str]) -> VirtualIP {
+        let services: Vec<_> =
+            services.iter().map(|name| json!({"namespace": "shop", "name": name})).collect();
+        serde_json::from_value(json!({
+            "metadata": {"name": address},
+            "spec": {"address": address, "virtualRouter": 100, "services": services},
+        }))
+        .unwrap()
+    }
+
+    fn world(vips: &[&str]) -> World {
+        let pool = |name: &str, range: &str, first| {
+            draft(name, &[range.to_owned()], VirtualRouterRange { first, count: 8 })
+        };
+        let mut edge = pool("edge", "10.0.0.1-10.0.0.4", 100);
+        edge.spec.auto_assign = false;
+        edge.spec.namespaces = vec!["bank".to_owned()];
+        let lab = pool("lab", "192.168.10.240/30", 108);
+        let old = pool("old", "10.9.0.9-10.9.0.1", 116);
+        World::new(vec![lab, edge, old], vips.iter().map(|address| vip(address, &["web"])).collect())
+    }
+
+    fn sentence<T>(result: Result<T>) -> String {
+        result.err().map_or_else(String::new, |failure| failure.to_string())
+    }
+
+    #[test]
+    fn the_lowest_free_address_of_an_automatic_pool() {
+        let world = world(&["192.168.10.241"]);
+        let pools = world.pools_for("shop", None).unwrap();
+        let taken = world.taken();
+        let (pool, address) = world.free(&pools, &taken).unwrap();
+        assert_eq!((pool.name.as_str(), address.to_string()), ("lab", "192.168.10.242".to_owned()));
+        assert_eq!(world.virtual_router(pool, address), 109, "at its place in the pool");
+    }
+
+    #[test]
+    fn pools_that_do_not_serve_a_namespace() {
+        let world = world(&[]);
+        assert_eq!(
+            sentence(world.pools_for("shop", Some("edge"))),
+            r#"Error: pool "edge" is not for namespace "shop": it allows bank"#
+        );
+        assert!(sentence(world.pools_for("shop", Some("lba"))).contains(r#"did you mean "lab"?"#));
+        assert!(sentence(world.pools_for("shop", Some("old"))).contains("a range goes upwards"));
+        assert_eq!(world.pools_for("bank", Some("edge")).unwrap().len(), 1);
+        let none = World::new(Vec::new(), Vec::new());
+        assert!(sentence(none.pools_for("shop", None)).contains("there is no pool"));
+        let mut only = draft("edge", &["10.0.0.1".to_owned()], VirtualRouterRange { first: 1, count: 1 });
+        only.spec.auto_assign = false;
+        let only = World::new(vec![only], Vec::new());
+        assert!(sentence(only.pools_for("shop", None)).ends_with("hint: name it: --pool edge"));
+    }
+
+    #[test]
+    fn a_full_pool_says_what_would_help() {
+        let world = world(&["192.168.10.241", "192.168.10.242"]);
+        let pools = world.pools_for("bank", None).unwrap();
+        let taken = world.taken();
+        assert!(world.free(&pools, &taken).is_none());
+        assert_eq!(
+            world.exhausted(&pools, "bank", &taken).to_string(),
+            "Error: pool \"lab\": 0 of 2 addresses free\nhint: kubectl vip pool set lab --add RANGE, or --pool edge"
+        );
+        assert!(
+            world
+                .exhausted(&pools, "shop", &taken)
+                .to_string()
+                .ends_with("hint: kubectl vip pool set lab --add RANGE")
+        );
+    }
+
+    #[test]
+    fn named_addresses() {
+        let world = world(&["192.168.10.241"]);
+        assert_eq!(
+            sentence(world.pool_of_ip("172.16.0.9", "shop")),
+            "Error: 172.16.0.9 is in no pool (edge: 10.0.0.1-10.0.0.4; lab: 192.168.10.240/30); next free: 192.168.10.242"
+        );
+        assert!(sentence(world.pool_of_ip("10.0.0.1", "shop")).contains("not for namespace"));
+        assert!(sentence(world.pool_of_ip("fd00::1", "shop")).contains("IPv6"));
+        assert_eq!(
+            sentence(world.pool_of_ip("10.0.0", "shop")),
+            r#"Error: --ip "10.0.0": not an IP address"#
+        );
+        assert_eq!(world.pool_of_ip("10.0.0.1", "bank").unwrap().1.name, "edge");
+    }
+
+    #[test]
+    fn whose_an_address_is() {
+        assert_eq!(belongs(&vip("10.0.0.1", &["web"])), "10.0.0.1 belongs to service shop/web");
+        assert_eq!(
+            belongs(&vip("10.0.0.1", &["web", "api"])),
+            "10.0.0.1 belongs to services shop/web and shop/api"
+        );
+        assert!(belongs(&vip("10.0.0.1", &[])).contains("without a Service"));
+    }
+}

@@ -1,0 +1,106 @@
+//! What a Service must have for a virtual IP to lead somewhere.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use vip_core::api::ServiceRef;
+
+use crate::cluster::{Cluster, permitted};
+use crate::exit::{Failure, Result};
+
+/// A transport and a port.
+pub type Port = (String, i32);
+
+/// The reference to a Service.
+pub fn reference(service: &Service) -> ServiceRef {
+    ServiceRef { namespace: service.namespace().unwrap_or_default(), name: service.name_any() }
+}
+
+/// The ports that a virtual IP opens for a Service.
+pub fn ports(service: &Service) -> BTreeSet<Port> {
+    service
+        .spec
+        .iter()
+        .flat_map(|spec| spec.ports.iter().flatten())
+        .map(|port| (port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port.port))
+        .filter(|(protocol, _)| protocol == "TCP" || protocol == "UDP")
+        .collect()
+}
+
+/// Refuses a Service to which no virtual IP can lead.
+pub async fn check(cluster: &Cluster, service: &Service) -> Result<()> {
+    let selects = refuse(service)?;
+    if selects {
+        return Ok(());
+    }
+    let at = reference(service);
+    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), &at.namespace);
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={}", at.name));
+    // Who may not read EndpointSlices gets the benefit of the doubt.
+    match permitted(slices.list(&of_service).await)? {
+        Some(list) if list.items.is_empty() => Err(Failure::new(format!(
+            "service {at} has neither selector nor EndpointSlices: a VIP would lead nowhere"
+        ))
+        .hint(format!("kubectl describe service {} -n {}", at.name, at.namespace))),
+        _ => Ok(()),
+    }
+}
+
+/// What can be said from the Service alone; returns whether it selects pods.
+fn refuse(service: &Service) -> Result<bool> {
+    let at = reference(service);
+    let spec = service.spec.clone().unwrap_or_default();
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return Err(Failure::new(format!(
+            "service {at} is an ExternalName, which is not supported: it has no endpoints, a VIP would lead nowhere"
+        )));
+    }
+    if spec.ports.iter().flatten().next().is_none() {
+        return Err(Failure::new(format!("service {at} has no ports: a VIP would lead nowhere")));
+    }
+    if ports(service).is_empty() {
+        return Err(Failure::new(format!(
+            "service {at} has neither a TCP nor a UDP port, and a VIP serves no other"
+        )));
+    }
+    Ok(spec.selector.is_some_and(|selector| !selector.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(spec: serde_json::Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}))
+            .unwrap()
+    }
+
+    #[test]
+    fn services_that_lead_nowhere() {
+        let refused = |spec| refuse(&service(spec)).map_err(|failure| failure.to_string());
+        assert_eq!(
+            refused(json!({"type": "ExternalName", "externalName": "a.b"})).unwrap_err(),
+            "Error: service shop/web is an ExternalName, which is not supported: it has no endpoints, a VIP would lead nowhere"
+        );
+        assert_eq!(
+            refused(json!({"selector": {"a": "b"}})).unwrap_err(),
+            "Error: service shop/web has no ports: a VIP would lead nowhere"
+        );
+        assert!(refused(json!({"ports": [{"port": 1, "protocol": "SCTP"}]})).is_err());
+        assert_eq!(refused(json!({"ports": [{"port": 80}], "selector": {"a": "b"}})), Ok(true));
+        assert_eq!(refused(json!({"ports": [{"port": 80}]})), Ok(false));
+    }
+
+    #[test]
+    fn ports_with_their_transport() {
+        let web = service(
+            json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}, {"port": 9, "protocol": "SCTP"}]}),
+        );
+        assert_eq!(ports(&web), BTreeSet::from([("TCP".to_owned(), 53), ("UDP".to_owned(), 53)]));
+    }
+}

@@ -1,0 +1,302 @@
+//! `install`: applies the manifests and creates pools; running it again finishes what was left, and changes nothing else.
+
+pub mod checks;
+mod rollout;
+
+use kube::ResourceExt;
+use kube::core::DynamicObject;
+use serde_json::json;
+use vip_core::api::{DEFAULT_NAMESPACE, VirtualIP, VirtualRouterRange};
+
+use crate::cli::{DryRun, InstallArgs};
+use crate::cluster::{Cluster, is_conflict, present, title};
+use crate::commands::VERSION;
+use crate::commands::pool::lan::{Lan, ipv4_only};
+use crate::commands::pool::{checked, draft};
+use crate::exit::{Failure, Result};
+use crate::manifests::{self, Settings};
+use crate::output::{self, say};
+
+/// A pool as it is asked for: `lab=192.168.10.240/28,10.0.0.9`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    name: String,
+    addresses: Vec<String>,
+}
+
+impl Wanted {
+    fn parse(text: &str) -> Result<Self> {
+        let (name, addresses) = text
+            .split_once('=')
+            .filter(|(name, addresses)| !name.is_empty() && !addresses.is_empty())
+            .ok_or_else(|| {
+                Failure::new(format!("--pool {text:?} is not NAME=RANGE"))
+                    .hint("such as --pool lab=192.168.10.240/28")
+            })?;
+        let wanted = Self {
+            name: name.to_owned(),
+            addresses: addresses.split(',').map(|address| address.trim().to_owned()).collect(),
+        };
+        ipv4_only(&checked(&draft(&wanted.name, &wanted.addresses, ANY))?)?;
+        Ok(wanted)
+    }
+}
+
+/// Stands for virtual routers until they are chosen.
+const ANY: VirtualRouterRange = VirtualRouterRange { first: 1, count: 1 };
+
+/// What the flags ask for, checked before any cluster is touched.
+struct Plan {
+    settings: Settings,
+    pools: Vec<Wanted>,
+}
+
+impl Plan {
+    fn new(args: &InstallArgs, namespace: Option<&str>) -> Result<Self> {
+        let pools: Vec<Wanted> = args.pools.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
+        for (place, pool) in pools.iter().enumerate() {
+            if pools[..place].iter().any(|other| other.name == pool.name) {
+                return Err(Failure::new(format!("pool {:?} is named twice", pool.name))
+                    .hint(format!("put its ranges together: --pool {}=RANGE,RANGE", pool.name)));
+            }
+        }
+        if args.interface.is_some() && pools.is_empty() {
+            return Err(Failure::new("--interface is for the pools that --pool creates, and there is none")
+                .hint("kubectl vip pool create NAME RANGE --interface IF"));
+        }
+        let settings = Settings {
+            namespace: namespace.map(str::to_owned),
+            image: args.image.clone(),
+            node_selector: args
+                .node_selector
+                .as_deref()
+                .map(manifests::labels)
+                .transpose()?
+                .unwrap_or_default(),
+            advert_interval: args.advert_interval.clone(),
+        };
+        Ok(Self { settings, pools })
+    }
+
+    /// The pools as objects; each keeps the virtual routers that it has, new ones get free ones.
+    fn pools(&self, lan: &Lan, interface: Option<&str>) -> Result<Vec<DynamicObject>> {
+        let mut lan = lan.clone();
+        let mut objects = Vec::new();
+        for wanted in &self.pools {
+            let before = lan.pools.iter().find(|pool| pool.name_any() == wanted.name);
+            let range = match before {
+                Some(pool) => pool.spec.virtual_routers,
+                None => lan.free_virtual_routers()?,
+            };
+            let pool = draft(&wanted.name, &wanted.addresses, range);
+            lan.admit(&checked(&pool)?)?;
+            // The next pool of the command line has to get along with this one.
+            lan.pools.retain(|other| other.name_any() != wanted.name);
+            lan.pools.push(pool);
+            objects.push(manifests::pool(&wanted.name, &wanted.addresses, range, interface)?);
+        }
+        Ok(objects)
+    }
+}
+
+/// `install --dry-run=client`: needs no cluster, and is the same each time.
+pub fn show(args: &InstallArgs, namespace: Option<&str>) -> Result<()> {
+    let plan = Plan::new(args, namespace)?;
+    let mut objects = manifests::render(&plan.settings)?;
+    objects.extend(plan.pools(&Lan::default(), args.interface.as_deref())?);
+    print(&objects, args)
+}
+
+fn print(objects: &[DynamicObject], args: &InstallArgs) -> Result<()> {
+    match args.change.output {
+        Some(format) => {
+            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": objects});
+            output::document(&list, format)
+        }
+        None => {
+            for object in objects {
+                output::line(format!("{} serverside-applied{}", title(object), args.change.dry_run.suffix()));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// `install`.
+pub async fn run(cluster: &Cluster, args: &InstallArgs) -> Result<()> {
+    let named = cluster.namespace_named.then_some(cluster.namespace.as_str());
+    let plan = Plan::new(args, named)?;
+    let namespace = named.unwrap_or(DEFAULT_NAMESPACE);
+    say(format!("Installing kubectl-vip {VERSION} in namespace {namespace} of {}", cluster.name()));
+
+    checks::run(cluster, namespace).await?;
+    let lan = if plan.pools.is_empty() { Lan::default() } else { Lan::read(cluster).await? };
+    let pools = plan.pools(&lan, args.interface.as_deref())?;
+    keep_addresses(cluster, &plan).await?;
+    let mut objects = manifests::render(&plan.settings)?;
+    if checks::foreign_namespace(cluster, namespace).await? {
+        say(format!(
+            "namespace {namespace} is not of kubectl-vip: it is left as it is, and must allow privileged pods"
+        ));
+        objects.retain(|object| !manifests::is_kind(object, "Namespace"));
+    }
+
+    let mut run = Run { cluster, args, applied: Vec::new() };
+    let outcome = run.apply_all(objects, pools, namespace).await;
+    if args.change.output.is_some() {
+        print(&run.applied, args)?;
+    }
+    outcome
+}
+
+/// A pool that is there already must not lose addresses that are in use.
+async fn keep_addresses(cluster: &Cluster, plan: &Plan) -> Result<()> {
+    if plan.pools.is_empty() {
+        return Ok(());
+    }
+    let Some(vips) = present(cluster.vips().list(&Default::default()).await)? else { return Ok(()) };
+    let Some(pools) = present(cluster.pools().list(&Default::default()).await)? else { return Ok(()) };
+    for wanted in &plan.pools {
+        let Some(before) = pools.iter().find(|pool| pool.name_any() == wanted.name) else { continue };
+        let Ok(old) = checked(before) else { continue };
+        let mut raw = before.clone();
+        raw.spec.addresses = wanted.addresses.clone();
+        let new = checked(&raw)?;
+        let is_lost = |vip: &&VirtualIP| {
+            vip.spec.address.parse().is_ok_and(|a| old.addresses.contains(a) && !new.addresses.contains(a))
+        };
+        let lost: Vec<&str> = vips.iter().filter(is_lost).map(|vip| vip.spec.address.as_str()).collect();
+        if !lost.is_empty() {
+            return Err(Failure::new(format!(
+                "pool {:?} has virtual IPs that {} would leave out: {}",
+                wanted.name,
+                wanted.addresses.join(","),
+                lost.join(", ")
+            ))
+            .hint("name all ranges of the pool, or leave --pool out: it exists already"));
+        }
+    }
+    Ok(())
+}
+
+struct Run<'a> {
+    cluster: &'a Cluster,
+    args: &'a InstallArgs,
+    applied: Vec<DynamicObject>,
+}
+
+impl Run<'_> {
+    async fn apply_all(
+        &mut self,
+        objects: Vec<DynamicObject>,
+        pools: Vec<DynamicObject>,
+        namespace: &str,
+    ) -> Result<()> {
+        let stored = self.args.change.dry_run == DryRun::None;
+        let (definitions, rest): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|object| manifests::is_kind(object, manifests::CRD));
+        let names: Vec<String> = definitions.iter().map(ResourceExt::name_any).collect();
+        for object in definitions {
+            self.apply(object).await?;
+        }
+        if stored {
+            rollout::definitions(self.cluster, &names, self.args.timeout).await?;
+        }
+        for object in rest {
+            self.apply(object).await?;
+        }
+        // With a dry run the definitions may be missing: then the API server cannot check a pool.
+        if stored || checks::has_definitions(self.cluster).await? {
+            for object in pools {
+                self.apply(object).await?;
+            }
+        } else {
+            for object in pools {
+                say(format!(
+                    "{}: not checked by the server, its definition is not there yet",
+                    title(&object)
+                ));
+                self.done(object);
+            }
+        }
+        if stored && self.args.wait {
+            rollout::agents(self.cluster, namespace, self.args.timeout).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, object: DynamicObject) -> Result<()> {
+        let dry_run = self.args.change.dry_run;
+        match self.cluster.apply(&object, dry_run, self.args.force_conflicts).await {
+            Ok(mut stored) => {
+                stored.metadata.managed_fields = None;
+                self.done(stored);
+                Ok(())
+            }
+            Err(error) if is_conflict(&error) => {
+                let failure = Failure::from(error);
+                Err(failure.hint(
+                    "another field manager has set these fields; take them over with --force-conflicts",
+                ))
+            }
+            // With a dry run, an object in a namespace that is not there yet cannot be checked.
+            Err(kube::Error::Api(status))
+                if dry_run == DryRun::Server && status.is_not_found() && object.namespace().is_some() =>
+            {
+                say(format!("{}: not checked by the server, its namespace is not there yet", title(&object)));
+                self.done(object);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn done(&mut self, object: DynamicObject) {
+        if self.args.change.output.is_none() {
+            output::line(format!(
+                "{} serverside-applied{}",
+                title(&object),
+                self.args.change.dry_run.suffix()
+            ));
+        }
+        self.applied.push(object);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pools(texts: &[&str]) -> Result<Vec<DynamicObject>> {
+        let pools = texts.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
+        Plan { settings: Settings::default(), pools }.pools(&Lan::default(), Some("eth1"))
+    }
+
+    #[test]
+    fn pools_of_the_command_line() {
+        let objects = pools(&["lab=192.168.10.240/28,192.168.10.9", "edge=10.0.0.1-10.0.0.4"]).unwrap();
+        assert_eq!(
+            serde_json::to_value(&objects[0]).unwrap(),
+            json!({
+                "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool", "metadata": {"name": "lab"},
+                "spec": {"addresses": ["192.168.10.240/28", "192.168.10.9"], "interface": "eth1",
+                         "virtualRouters": {"first": 100, "count": 64}},
+            })
+        );
+        assert_eq!(objects[1].data["spec"]["virtualRouters"]["first"], 164);
+    }
+
+    #[test]
+    fn mistakes_in_pools() {
+        let said =
+            |texts: &[&str]| pools(texts).err().map_or_else(String::new, |failure| failure.to_string());
+        assert_eq!(
+            said(&["lab=192.168.10.240/33"]),
+            r#"Error: "192.168.10.240/33": an IPv4 prefix is 0 to 32"#
+        );
+        assert!(said(&["lab"]).starts_with(r#"Error: --pool "lab" is not NAME=RANGE"#));
+        assert!(said(&["lab=fd00::/64"]).contains("cannot announce"));
+        assert!(said(&["a=10.0.0.1-10.0.0.9", "b=10.0.0.9"]).contains(r#"pool "b" overlaps pool "a""#));
+        assert!(said(&["a=10.0.0.0/28,"]).contains("not an address"));
+    }
+}

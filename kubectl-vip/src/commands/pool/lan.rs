@@ -1,0 +1,228 @@
+//! What a pool must not touch: other pools, the addresses of nodes, the networks of pods and Services.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use vip_core::api::{VIPNode, VIPPool, VirtualRouterRange};
+use vip_core::pool::{AddressSet, free_virtual_routers};
+use vip_core::validate::{CheckedPool, check_pools};
+use vip_core::vrrp::Family;
+
+use crate::cluster::{Cluster, permitted, present};
+use crate::exit::{Failure, Result};
+use crate::output::say;
+
+/// What is in use around the pools.
+#[derive(Clone, Debug, Default)]
+pub struct Lan {
+    /// The pools that there are.
+    pub pools: Vec<VIPPool>,
+    /// Single addresses and what has them.
+    hosts: Vec<(IpAddr, String)>,
+    /// Networks and what they are for.
+    networks: Vec<(AddressSet, String)>,
+}
+
+impl Lan {
+    /// Reads pools, nodes and networks. What the user may not read is named on stderr and not compared.
+    pub async fn read(cluster: &Cluster) -> Result<Self> {
+        let nodes: Api<Node> = Api::all(cluster.client.clone());
+        let services: Api<ServiceCIDR> = Api::all(cluster.client.clone());
+        let all = ListParams::default();
+        let (pools, agents) = (cluster.pools(), cluster.nodes());
+        let (pools, agents, nodes, services) =
+            futures::join!(pools.list(&all), agents.list(&all), nodes.list(&all), services.list(&all));
+
+        let mut lan = Self { pools: present(pools)?.map(|l| l.items).unwrap_or_default(), ..Self::default() };
+        match permitted(nodes)? {
+            Some(list) => list.items.iter().for_each(|node| lan.add_node(node)),
+            None => say("warning: nodes may not be read: the pool is not compared with their addresses"),
+        }
+        if let Ok(Some(list)) = present(agents) {
+            list.items.iter().for_each(|node| lan.add_agent(node));
+        }
+        // Older API servers do not have ServiceCIDRs.
+        for cidr in services.map(|list| list.items).unwrap_or_default() {
+            for network in cidr.spec.map(|spec| spec.cidrs.unwrap_or_default()).unwrap_or_default() {
+                lan.add_network(&network, "the cluster's network of Services".to_owned());
+            }
+        }
+        Ok(lan)
+    }
+
+    fn add_node(&mut self, node: &Node) {
+        let name = node.name_any();
+        for address in node.status.iter().flat_map(|status| status.addresses.iter().flatten()) {
+            self.hosts.extend(address.address.parse().ok().map(|ip| (ip, format!("node {name}"))));
+        }
+        let spec = node.spec.clone().unwrap_or_default();
+        for network in spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect()) {
+            self.add_network(&network, format!("the network of the pods on node {name}"));
+        }
+    }
+
+    fn add_agent(&mut self, node: &VIPNode) {
+        let name = node.name_any();
+        for interface in node.status.iter().flat_map(|status| &status.interfaces) {
+            for address in &interface.addresses {
+                let ip = address.parse::<IpNet>().map(|net| net.addr()).ok();
+                self.hosts.extend(ip.map(|ip| (ip, format!("node {name}"))));
+            }
+        }
+    }
+
+    fn add_network(&mut self, network: &str, what: String) {
+        if let Ok(set) = AddressSet::parse_whole(&[network]) {
+            self.networks.push((set, format!("{what} ({network})")));
+        }
+    }
+
+    /// Says why there cannot be such a pool, if so. A pool of the same name is the one that changes.
+    pub fn admit(&self, pool: &CheckedPool) -> Result<()> {
+        let name = &pool.name;
+        ipv4_only(pool)?;
+        let (others, _) = check_pools(self.pools.iter().filter(|other| other.name_any() != *name));
+        for other in &others {
+            if let Some(span) = pool.addresses.overlap(&other.addresses) {
+                return Err(Failure::new(format!(
+                    "pool {name:?} overlaps pool {:?} ({}) at {span}",
+                    other.name, other.text
+                ))
+                .hint("each address belongs to one pool: kubectl vip pool list"));
+            }
+            let theirs: Vec<u8> = other.virtual_routers.iter().collect();
+            if let Some(id) = pool.virtual_routers.iter().find(|id| theirs.contains(id)) {
+                return Err(Failure::new(format!(
+                    "virtual router {id} of pool {name:?} belongs to pool {:?} ({})",
+                    other.name,
+                    range_text(other.virtual_routers)
+                ))
+                .hint("leave --virtual-routers out, and free ones are chosen"));
+            }
+        }
+        if let Some((address, owner)) =
+            self.hosts.iter().find(|(address, _)| pool.addresses.contains(*address))
+        {
+            return Err(Failure::new(format!(
+                "pool {name:?} holds {address}, which is the address of {owner}"
+            ))
+            .hint(format!("leave it out: --exclude {address}")));
+        }
+        match self.networks.iter().find_map(|(set, what)| Some((pool.addresses.overlap(set)?, what))) {
+            Some((span, what)) => Err(Failure::new(format!("pool {name:?} holds {span} of {what}"))
+                .hint("a pool has addresses of the LAN that nobody else gives out")),
+            None => Ok(()),
+        }
+    }
+
+    /// Virtual routers for a new pool.
+    pub fn free_virtual_routers(&self) -> Result<VirtualRouterRange> {
+        let taken: Vec<VirtualRouterRange> =
+            self.pools.iter().map(|pool| pool.spec.virtual_routers).collect();
+        free_virtual_routers(&taken).ok_or_else(|| {
+            Failure::new("all 255 virtual router identifiers belong to pools already")
+                .hint("kubectl vip pool list -o wide")
+        })
+    }
+}
+
+/// This version elects over IPv4 only.
+pub fn ipv4_only(pool: &CheckedPool) -> Result<()> {
+    match pool.addresses.has(Family::V6) {
+        true => Err(Failure::new(format!(
+            "pool {:?} has IPv6 addresses ({}), which this version cannot announce",
+            pool.name, pool.text
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// A range of virtual routers as it is written: `100-163`.
+pub fn range_text(range: VirtualRouterRange) -> String {
+    let last = u16::from(range.first) + u16::from(range.count.saturating_sub(1));
+    if range.count == 1 { range.first.to_string() } else { format!("{}-{last}", range.first) }
+}
+
+/// Reads `100-163` or `51`.
+pub fn parse_range(text: &str) -> Result<VirtualRouterRange> {
+    let wrong = || {
+        Failure::new(format!(
+            "{text:?} is not a range of virtual routers: write FIRST-LAST, from 1 to 255, such as 100-163"
+        ))
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last): (u8, u8) =
+        (first.trim().parse().map_err(|_| wrong())?, last.trim().parse().map_err(|_| wrong())?);
+    if first == 0 || last < first {
+        return Err(wrong());
+    }
+    Ok(VirtualRouterRange { first, count: last - first + 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::commands::pool::draft;
+
+    fn lan() -> Lan {
+        let range = VirtualRouterRange { first: 100, count: 64 };
+        let mut lan =
+            Lan { pools: vec![draft("lab", &["192.168.10.240/28".to_owned()], range)], ..Lan::default() };
+        lan.add_node(
+            &serde_json::from_value(json!({
+                "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.168.10.11"}, {"type": "Hostname", "address": "node-1"}]},
+            }))
+            .unwrap(),
+        );
+        lan.add_network("10.96.0.0/16", "the cluster's network of Services".to_owned());
+        lan
+    }
+
+    fn refusal(name: &str, addresses: &str, first: u8) -> String {
+        let raw = draft(name, &[addresses.to_owned()], VirtualRouterRange { first, count: 8 });
+        lan().admit(&CheckedPool::new(&raw).unwrap()).err().map_or_else(String::new, |f| f.to_string())
+    }
+
+    #[test]
+    fn what_a_pool_must_not_touch() {
+        assert_eq!(refusal("b", "192.168.10.224/28", 1), "");
+        assert_eq!(
+            refusal("b", "192.168.10.250-192.168.11.3", 1),
+            "Error: pool \"b\" overlaps pool \"lab\" (192.168.10.240/28) at 192.168.10.250-192.168.10.254\n\
+             hint: each address belongs to one pool: kubectl vip pool list"
+        );
+        assert_eq!(refusal("lab", "192.168.10.250-192.168.11.3", 100), "", "a pool may change itself");
+        assert_eq!(
+            refusal("b", "192.168.10.8/29", 1),
+            "Error: pool \"b\" holds 192.168.10.11, which is the address of node node-1\n\
+             hint: leave it out: --exclude 192.168.10.11"
+        );
+        assert!(
+            refusal("b", "10.244.1.9", 1).contains("the network of the pods on node node-1 (10.244.1.0/24)")
+        );
+        assert!(refusal("b", "10.96.0.9", 1).contains("network of Services"));
+        assert!(
+            refusal("b", "192.168.10.1", 160)
+                .contains("virtual router 160 of pool \"b\" belongs to pool \"lab\" (100-163)")
+        );
+        assert!(refusal("b", "fd00::1", 1).contains("which this version cannot announce"));
+    }
+
+    #[test]
+    fn ranges_of_virtual_routers() {
+        assert_eq!(parse_range("100-163").unwrap(), VirtualRouterRange { first: 100, count: 64 });
+        assert_eq!(range_text(parse_range("1-255").unwrap()), "1-255");
+        assert_eq!(range_text(parse_range("51").unwrap()), "51");
+        for bad in ["", "0-9", "9-1", "1-256", "a", "1-2-3"] {
+            assert!(parse_range(bad).is_err(), "{bad}");
+        }
+        assert_eq!(lan().free_virtual_routers().unwrap(), VirtualRouterRange { first: 164, count: 64 });
+    }
+}

@@ -1,0 +1,455 @@
+//! `status`: the virtual IPs, who owns them, what they lead to, and what is wrong.
+//!
+//! What the user may not read is marked `Forbidden`; the rest is shown.
+
+mod judge;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::ResourceExt;
+use serde::Serialize;
+use serde_json::json;
+use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP, name_of};
+use vip_core::pool::used;
+use vip_core::validate::{CheckedPool, check_pools, pool_of};
+
+use self::judge::{Judge, Problem};
+use crate::cli::StatusArgs;
+use crate::cli::target::Target;
+use crate::cluster::{Cluster, permitted, title_of};
+use crate::commands::pool::taken;
+use crate::commands::version::versions;
+use crate::exit::{Failure, Result};
+use crate::output::{self, Form, NONE, Table, say};
+
+/// What stands for that which may not be read.
+const FORBIDDEN: &str = "Forbidden";
+
+/// Runs the command.
+pub async fn run(cluster: &Cluster, args: &StatusArgs) -> Result<()> {
+    let target = if args.target.is_empty() { None } else { Some(Target::parse(&args.target)?) };
+    let everything = kube::api::ListParams::default();
+    let pools = cluster.pools();
+    let (vips, pools, nodes, agents) = futures::join!(
+        cluster.list_vips(),
+        pools.list(&everything),
+        cluster.list_nodes(),
+        cluster.list_agents()
+    );
+    let view = View {
+        vips: vips?,
+        pools: permitted(pools)?.map(|list| list.items),
+        nodes: nodes?,
+        agents: agents?,
+        now: Timestamp::now(),
+    };
+    let scope = Scope::new(cluster, args, target);
+    let shown: Vec<&VirtualIP> = view.vips.iter().filter(|vip| scope.has(vip)).collect();
+    if shown.is_empty()
+        && let Some(failure) = scope.not_found()
+    {
+        return Err(failure);
+    }
+    let report = view.report(&scope, &shown);
+    match Form::from(args.list.output) {
+        Form::Names => {
+            shown.iter().for_each(|vip| output::line(title_of::<VirtualIP>(&vip.name_any())));
+        }
+        Form::Document(format) => output::document(&report.document(), format)?,
+        Form::Table { wide } => {
+            output::print(&report.text(&scope, wide, args.list.no_headers));
+            if report.rows.is_empty() {
+                say(scope.nothing());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Which virtual IPs were asked for.
+struct Scope {
+    namespace: String,
+    all: bool,
+    /// Addresses without a Service belong to no namespace: they are shown unless one was named.
+    bare: bool,
+    target: Option<Target>,
+}
+
+impl Scope {
+    fn new(cluster: &Cluster, args: &StatusArgs, target: Option<Target>) -> Self {
+        // An address is one of the cluster, not of a namespace.
+        let by_address = matches!(target, Some(Target::Vip(_)));
+        Self {
+            namespace: cluster.namespace.clone(),
+            all: args.all_namespaces || by_address,
+            bare: args.all_namespaces || by_address || !cluster.namespace_named,
+            target,
+        }
+    }
+
+    fn has(&self, vip: &VirtualIP) -> bool {
+        match &self.target {
+            Some(Target::Vip(address)) => vip.name_any() == name_of(*address),
+            Some(Target::Service(_)) => vip.spec.services.iter().any(|service| self.has_service(service)),
+            None if vip.spec.services.is_empty() => self.bare,
+            None => vip.spec.services.iter().any(|service| self.has_service(service)),
+        }
+    }
+
+    fn has_service(&self, service: &ServiceRef) -> bool {
+        let named = match &self.target {
+            Some(Target::Service(name)) => service.name == *name,
+            _ => true,
+        };
+        named && (self.all || service.namespace == self.namespace)
+    }
+
+    fn not_found(&self) -> Option<Failure> {
+        match &self.target {
+            None => None,
+            Some(Target::Vip(address)) => Some(Failure::new(format!("virtual IP {address} not found"))),
+            Some(Target::Service(name)) => Some(
+                Failure::new(format!("service {}/{name} has no virtual IP", self.namespace))
+                    .hint(format!("kubectl vip expose svc/{name} -n {}", self.namespace)),
+            ),
+        }
+    }
+
+    fn nothing(&self) -> String {
+        match self.all {
+            true => "No virtual IPs found.".to_owned(),
+            false => format!("No virtual IPs found in {} namespace.", self.namespace),
+        }
+    }
+}
+
+/// All that was read.
+struct View {
+    vips: Vec<VirtualIP>,
+    pools: Option<Vec<VIPPool>>,
+    nodes: Option<Vec<VIPNode>>,
+    agents: Option<Vec<DaemonSet>>,
+    now: Timestamp,
+}
+
+/// One line of the table: a Service at an address.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    namespace: String,
+    service: String,
+    vip: String,
+    pool: String,
+    owner: String,
+    backends: String,
+    status: String,
+    age: String,
+    virtual_router: u8,
+    scheduler: &'static str,
+    owner_since: String,
+}
+
+/// What is printed.
+struct Report {
+    agents: String,
+    /// Name and use of each; `None`: they may not be read.
+    pools: Option<Vec<(String, String)>>,
+    rows: Vec<Row>,
+    problems: Vec<Problem>,
+}
+
+impl View {
+    fn report(&self, scope: &Scope, shown: &[&VirtualIP]) -> Report {
+        let judge = Judge::new(self.nodes.as_deref(), self.now);
+        let (pools, faults) = check_pools(self.pools.iter().flatten());
+        let namespace = self.agents.iter().flatten().find_map(ResourceExt::namespace);
+        let mut problems = self.agent_problems();
+        problems.extend(judge.nodes(namespace.as_deref()));
+        problems.extend(faults.into_iter().map(|fault| Problem {
+            code: "VIP205",
+            command: format!("kubectl edit {}", fault.object.to_lowercase()),
+            about: fault.object,
+            message: fault.why,
+        }));
+        let mut rows = Vec::new();
+        for vip in shown {
+            let verdict = judge.judge(vip);
+            let pool = match (&self.pools, vip.spec.address.parse()) {
+                (None, _) => FORBIDDEN.to_owned(),
+                (Some(_), Ok(address)) => {
+                    pool_of(&pools, address).map_or_else(|| NONE.to_owned(), |pool| pool.name.clone())
+                }
+                (Some(_), Err(_)) => NONE.to_owned(),
+            };
+            let services: Vec<Option<&ServiceRef>> = match vip.spec.services.is_empty() {
+                true => vec![None],
+                false => vip
+                    .spec
+                    .services
+                    .iter()
+                    .filter(|service| scope.has_service(service) || scope.all)
+                    .map(Some)
+                    .collect(),
+            };
+            for service in services {
+                rows.push(self.row(vip, service, &pool, &verdict));
+            }
+            problems.extend(verdict.problems);
+        }
+        let on_view: Vec<VirtualIP> = shown.iter().map(|vip| (*vip).clone()).collect();
+        problems.extend(judge.split(&on_view));
+        rows.sort_by(|a, b| (&a.namespace, &a.service).cmp(&(&b.namespace, &b.service)));
+        problems.sort();
+        Report { agents: self.agents_line(), pools: self.pool_use(&pools), rows, problems }
+    }
+
+    fn row(
+        &self,
+        vip: &VirtualIP,
+        service: Option<&ServiceRef>,
+        pool: &str,
+        verdict: &judge::Verdict,
+    ) -> Row {
+        let age = vip.metadata.creation_timestamp.as_ref().map(|time| output::age(time.0, self.now));
+        let since = vip.status.as_ref().and_then(|status| status.since.as_ref());
+        // Since when is news of the owner, too: not to be repeated when nobody knows who that is.
+        let since = since.filter(|_| verdict.owner != output::UNKNOWN && verdict.owner != output::PENDING);
+        Row {
+            namespace: service.map(|s| s.namespace.clone()).unwrap_or_default(),
+            service: service.map(|s| s.name.clone()).unwrap_or_default(),
+            vip: vip.spec.address.clone(),
+            pool: pool.to_owned(),
+            owner: verdict.owner.clone(),
+            backends: verdict.backends.clone(),
+            status: verdict.status.clone(),
+            age: age.unwrap_or_default(),
+            virtual_router: vip.spec.virtual_router,
+            scheduler: vip.spec.scheduler.as_str(),
+            owner_since: since.map(|time| output::age(time.0, self.now)).unwrap_or_default(),
+        }
+    }
+
+    fn agents_line(&self) -> String {
+        let versions: Vec<String> = versions(self.nodes.as_deref().unwrap_or_default()).into_keys().collect();
+        let versions =
+            if versions.is_empty() { String::new() } else { format!(", {}", versions.join(" and ")) };
+        match &self.agents {
+            None => format!("{FORBIDDEN}{versions}"),
+            Some(sets) if sets.is_empty() => "not installed".to_owned(),
+            Some(sets) => {
+                let (ready, wanted) = count(sets);
+                format!("{ready}/{wanted} ready{versions}")
+            }
+        }
+    }
+
+    fn agent_problems(&self) -> Vec<Problem> {
+        let Some(sets) = &self.agents else { return Vec::new() };
+        let problem = |about: &str, message: String, command: String| {
+            vec![Problem { code: "VIP101", about: about.to_owned(), message, command }]
+        };
+        let Some(set) = sets.first() else {
+            let message = "no vip-node found in any namespace: nothing elects and serves".to_owned();
+            return problem("agents", message, "kubectl vip install".to_owned());
+        };
+        let (ready, wanted) = count(sets);
+        let namespace = set.namespace().unwrap_or_default();
+        if wanted == 0 {
+            let message = "no node is to run an agent: none matches the node selector".to_owned();
+            return problem("agents", message, format!("kubectl describe daemonset vip-node -n {namespace}"));
+        }
+        if ready < wanted {
+            let message = format!("{} of {wanted} agents are not ready", wanted - ready);
+            return problem("agents", message, format!("kubectl get pods -n {namespace} -o wide"));
+        }
+        Vec::new()
+    }
+
+    fn pool_use(&self, pools: &[CheckedPool]) -> Option<Vec<(String, String)>> {
+        self.pools.as_ref()?;
+        let taken = taken(&self.vips);
+        let share =
+            |pool: &CheckedPool| format!("{}/{}", used(&pool.addresses, &taken), pool.addresses.len_u64());
+        Some(pools.iter().map(|pool| (pool.name.clone(), share(pool))).collect())
+    }
+}
+
+/// Agents that are ready, and that should be.
+fn count(sets: &[DaemonSet]) -> (i32, i32) {
+    sets.iter().filter_map(|set| set.status.as_ref()).fold((0, 0), |(ready, wanted), status| {
+        (ready + status.number_ready, wanted + status.desired_number_scheduled)
+    })
+}
+
+impl Report {
+    fn text(&self, scope: &Scope, wide: bool, no_headers: bool) -> String {
+        let pools = match self.pools.as_deref() {
+            None => FORBIDDEN.to_owned(),
+            Some([]) => NONE.to_owned(),
+            Some(pools) => {
+                let each: Vec<String> =
+                    pools.iter().map(|(name, share)| format!("{name} {share} used")).collect();
+                each.join(", ")
+            }
+        };
+        let mut text = format!("Agent: {}    Pools: {pools}\n", self.agents);
+        if !self.rows.is_empty() {
+            text.push_str(&self.table(scope, wide).render(no_headers));
+        }
+        if !self.problems.is_empty() {
+            text.push_str("\nProblems:\n");
+        }
+        for Problem { code, about, message, command } in &self.problems {
+            text.push_str(&format!("! {code} {about}: {message}\n    {command}\n"));
+        }
+        text
+    }
+
+    fn table(&self, scope: &Scope, wide: bool) -> Table {
+        let mut headers = vec!["SERVICE", "VIP", "POOL", "OWNER", "BACKENDS", "STATUS", "AGE"];
+        if scope.all {
+            headers.insert(0, "NAMESPACE");
+        }
+        if wide {
+            headers.extend(["VRID", "OWNER-SINCE", "SCHEDULER"]);
+        }
+        let mut table = Table::new(&headers);
+        for row in &self.rows {
+            let mut cells = Vec::new();
+            if scope.all {
+                cells.push(row.namespace.clone());
+            }
+            for cell in [&row.service, &row.vip, &row.pool, &row.owner, &row.backends, &row.status, &row.age]
+            {
+                cells.push(cell.clone());
+            }
+            if wide {
+                cells.extend([
+                    row.virtual_router.to_string(),
+                    row.owner_since.clone(),
+                    row.scheduler.to_owned(),
+                ]);
+            }
+            table.row(cells);
+        }
+        table
+    }
+
+    fn document(&self) -> serde_json::Value {
+        let pools: Vec<_> =
+            self.pools.iter().flatten().map(|(name, share)| json!({"name": name, "used": share})).collect();
+        json!({
+            "apiVersion": "cli.kubectl-vip.io/v1alpha1",
+            "kind": "StatusList",
+            "agents": self.agents,
+            "pools": pools,
+            "items": self.rows,
+            "problems": self.problems,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vip_core::api::VirtualRouterRange;
+
+    use super::*;
+    use crate::commands::pool::draft;
+
+    fn view() -> View {
+        let vip = |address: &str, services: serde_json::Value, reason: &str, ready: u32| {
+            serde_json::from_value(json!({
+                "metadata": {"name": address, "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"address": address, "virtualRouter": 100, "services": services},
+                "status": {
+                    "node": "node-2", "since": "2026-01-05T00:00:00Z", "backends": {"ready": ready, "total": 3},
+                    "conditions": [
+                        {"type": "Announced", "status": "True", "reason": "Active", "message": "",
+                         "lastTransitionTime": "2026-01-05T00:00:00Z"},
+                        {"type": "Programmed", "status": if ready > 0 { "True" } else { "False" }, "reason": reason,
+                         "message": "", "lastTransitionTime": "2026-01-05T23:46:00Z"},
+                    ],
+                },
+            }))
+            .unwrap()
+        };
+        let node = serde_json::from_value(json!({
+            "metadata": {"name": "node-2"},
+            "status": {"renewTime": "2026-01-05T23:59:58Z", "agentVersion": "0.1.0", "dataplane": {"ready": true}},
+        }))
+        .unwrap();
+        let agents = serde_json::from_value(json!({
+            "metadata": {"name": "vip-node", "namespace": "kubectl-vip"},
+            "status": {"currentNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3, "desiredNumberScheduled": 3},
+        }))
+        .unwrap();
+        let range = VirtualRouterRange { first: 100, count: 64 };
+        View {
+            vips: vec![
+                vip("192.168.10.241", json!([{"namespace": "shop", "name": "web"}]), "Programmed", 3),
+                vip("192.168.10.242", json!([{"namespace": "shop", "name": "api"}]), "NoEndpoints", 0),
+                vip("192.168.10.243", json!([]), "NoServices", 1),
+            ],
+            pools: Some(vec![draft("lab", &["192.168.10.240/28".to_owned()], range)]),
+            nodes: Some(vec![node]),
+            agents: Some(vec![agents]),
+            now: "2026-01-06T00:00:00Z".parse().unwrap(),
+        }
+    }
+
+    fn scope(all: bool) -> Scope {
+        Scope { namespace: "shop".to_owned(), all, bare: all, target: None }
+    }
+
+    fn text(view: &View, scope: &Scope) -> String {
+        let shown: Vec<&VirtualIP> = view.vips.iter().filter(|vip| scope.has(vip)).collect();
+        view.report(scope, &shown).text(scope, false, false)
+    }
+
+    #[test]
+    fn as_the_manual_shows_it() {
+        assert_eq!(
+            text(&view(), &scope(true)),
+            "Agent: 3/3 ready, v0.1.0    Pools: lab 3/14 used\n\
+             NAMESPACE   SERVICE   VIP              POOL   OWNER    BACKENDS   STATUS        AGE\n\
+             <none>      <none>    192.168.10.243   lab    node-2   <none>     Active        5d\n\
+             shop        api       192.168.10.242   lab    node-2   0/3        NoEndpoints   5d\n\
+             shop        web       192.168.10.241   lab    node-2   3/3        Active        5d\n\
+             \n\
+             Problems:\n\
+             ! VIP301 shop/api: no ready endpoints for 14m\n    \
+                 kubectl get endpointslices -n shop -l kubernetes.io/service-name=api\n"
+        );
+    }
+
+    #[test]
+    fn one_namespace_has_no_column_for_it() {
+        let text = text(&view(), &scope(false));
+        assert!(text.contains("\nSERVICE   VIP "), "{text}");
+        assert!(!text.contains("192.168.10.243"), "a bare address is of no namespace");
+        let other = Scope { namespace: "bank".to_owned(), all: false, bare: false, target: None };
+        assert_eq!(other.nothing(), "No virtual IPs found in bank namespace.");
+        assert!(!view().vips.iter().any(|vip| other.has(vip)));
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_marked() {
+        let mut view = view();
+        view.pools = None;
+        view.agents = None;
+        view.nodes = None;
+        let text = text(&view, &scope(true));
+        assert!(text.starts_with("Agent: Forbidden    Pools: Forbidden\n"), "{text}");
+        assert!(text.contains("192.168.10.241   Forbidden   node-2   3/3        Active"), "{text}");
+    }
+
+    #[test]
+    fn targets() {
+        let by = |target: Target| Scope { target: Some(target), ..scope(true) };
+        let count = |scope: &Scope| view().vips.iter().filter(|vip| scope.has(vip)).count();
+        assert_eq!(count(&by(Target::Vip("192.168.10.243".parse().unwrap()))), 1);
+        assert_eq!(count(&by(Target::Service("web".to_owned()))), 1);
+        assert_eq!(count(&by(Target::Service("wbe".to_owned()))), 0);
+        assert!(by(Target::Service("wbe".to_owned())).not_found().is_some());
+    }
+}

@@ -1,0 +1,358 @@
+//! What is true of a virtual IP, given what its owner wrote and when that owner was last heard of.
+//!
+//! An owner that has been silent may be dead: then nothing that it wrote is repeated as if it held.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+use serde::Serialize;
+use vip_core::api::{CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, Reason, ServiceRef, VIPNode, VirtualIP};
+
+use crate::cluster::silence;
+use crate::output::{NONE, PENDING, UNKNOWN, span};
+
+/// What is wrong: a code to look up, a sentence, and the one command that helps.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Stable code, `VIPnnn`.
+    pub code: &'static str,
+    /// What it is about: `shop/web`, `node-2`, `pool lab`.
+    pub about: String,
+    /// What is wrong.
+    pub message: String,
+    /// A command that shows more or repairs it.
+    pub command: String,
+}
+
+/// The truth about one virtual IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The owner, `<pending>` or `<unknown>`.
+    pub owner: String,
+    /// Ready and total backends, `<none>` for a bare address, or `<unknown>`.
+    pub backends: String,
+    /// One word.
+    pub status: String,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// Judges virtual IPs by the nodes as they are known.
+pub struct Judge<'a> {
+    /// The nodes by name; `None`: they may not be seen.
+    pub nodes: Option<BTreeMap<String, &'a VIPNode>>,
+    /// The moment of the judgement.
+    pub now: Timestamp,
+}
+
+impl<'a> Judge<'a> {
+    /// With the nodes that may be seen.
+    pub fn new(nodes: Option<&'a [VIPNode]>, now: Timestamp) -> Self {
+        let nodes = nodes.map(|nodes| nodes.iter().map(|node| (node.name_any(), node)).collect());
+        Self { nodes, now }
+    }
+
+    /// Why nothing is known of a node, short and as a sentence; `None` while it reports, or when that may not be seen.
+    fn silent(&self, node: &str) -> Option<(String, String)> {
+        match self.nodes.as_ref()?.get(node) {
+            Some(node) => {
+                let time = silence(node, self.now).map(span)?;
+                Some((format!("Unknown ({time})"), format!("has been silent for {time}")))
+            }
+            None => Some(("Unknown".to_owned(), "has no agent any more".to_owned())),
+        }
+    }
+
+    /// The verdict on one virtual IP.
+    pub fn judge(&self, vip: &VirtualIP) -> Verdict {
+        let status = vip.status.clone().unwrap_or_default();
+        let about = about(vip);
+        let bare = vip.spec.services.is_empty();
+        let describe = format!("kubectl describe virtualip {}", vip.name_any());
+        let condition = |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind);
+        let problem =
+            |code, message: String, command: String| Problem { code, about: about.clone(), message, command };
+        let (announced, programmed) = (condition(CONDITION_ANNOUNCED), condition(CONDITION_PROGRAMMED));
+
+        let Some(owner) = &status.node else {
+            let (word, problems) = match announced.filter(|condition| condition.status != "True") {
+                Some(condition) => (condition.reason.clone(), vec![self.fault(vip, condition)]),
+                None => {
+                    let message = format!("no node owns {}", vip.spec.address);
+                    (
+                        "Pending".to_owned(),
+                        vec![problem("VIP201", message, "kubectl vip node list".to_owned())],
+                    )
+                }
+            };
+            let backends = if bare { NONE } else { PENDING }.to_owned();
+            return Verdict { owner: PENDING.to_owned(), backends, status: word, problems };
+        };
+        if let Some((word, silent)) = self.silent(owner) {
+            let message = format!("last owner {owner} {silent}: nobody knows who owns {}", vip.spec.address);
+            return Verdict {
+                owner: UNKNOWN.to_owned(),
+                backends: if bare { NONE } else { UNKNOWN }.to_owned(),
+                status: word,
+                problems: vec![problem("VIP202", message, describe)],
+            };
+        }
+        let faults: Vec<&Condition> =
+            [announced, programmed].into_iter().flatten().filter(|c| c.status != "True").collect();
+        let backends = match bare {
+            true => NONE.to_owned(),
+            false => format!("{}/{}", status.backends.ready, status.backends.total),
+        };
+        let word = match faults.first() {
+            Some(condition) => condition.reason.clone(),
+            None if announced.is_none() => "Pending".to_owned(),
+            None => Reason::Active.to_string(),
+        };
+        let problems = faults.into_iter().map(|condition| self.fault(vip, condition)).collect();
+        Verdict { owner: owner.clone(), backends, status: word, problems }
+    }
+
+    /// A condition that is not true, as a problem.
+    fn fault(&self, vip: &VirtualIP, condition: &Condition) -> Problem {
+        let since = span(self.now.as_second() - condition.last_transition_time.0.as_second());
+        let service = vip.spec.services.first().cloned();
+        let ServiceRef { namespace, name } =
+            service.unwrap_or(ServiceRef { namespace: String::new(), name: String::new() });
+        let describe = format!("kubectl describe virtualip {}", vip.name_any());
+        let get_service = format!("kubectl get service -n {namespace} {name} -o wide");
+        let said = match condition.message.is_empty() {
+            true => format!("{} for {since}", condition.reason),
+            false => format!("{} (for {since})", condition.message),
+        };
+        let (code, message, command) = match condition.reason.as_str() {
+            "NoEndpoints" => (
+                "VIP301",
+                format!("no ready endpoints for {since}"),
+                format!("kubectl get endpointslices -n {namespace} -l kubernetes.io/service-name={name}"),
+            ),
+            "ServiceNotFound" => ("VIP302", said, get_service),
+            "ServiceNotSupported" => ("VIP303", said, get_service),
+            "PortClash" => ("VIP304", said, get_service),
+            "ForeignEntry" => ("VIP305", said, describe),
+            "Invalid" => ("VIP306", said, format!("kubectl get virtualip {} -o yaml", vip.name_any())),
+            "Rejected" => ("VIP204", said, "kubectl vip pool list".to_owned()),
+            "NoCandidate" | "NoInterface" | "NodeExcluded" => {
+                ("VIP201", said, "kubectl vip node list -o wide".to_owned())
+            }
+            _ => ("VIP206", said, describe),
+        };
+        Problem { code, about: about(vip), message, command }
+    }
+
+    /// What is wrong with the nodes themselves.
+    pub fn nodes(&self, namespace: Option<&str>) -> Vec<Problem> {
+        let pods = |node: &str| match namespace {
+            Some(namespace) => {
+                format!("kubectl get pods -n {namespace} -o wide --field-selector spec.nodeName={node}")
+            }
+            None => format!("kubectl describe vipnode {node}"),
+        };
+        let mut problems = Vec::new();
+        for (name, node) in self.nodes.iter().flatten() {
+            if let Some(seconds) = silence(node, self.now) {
+                let message = format!("the agent has been silent for {}", span(seconds));
+                problems.push(Problem { code: "VIP102", about: name.clone(), message, command: pods(name) });
+                continue;
+            }
+            let Some(status) = node.status.as_ref().filter(|status| !status.dataplane.ready) else {
+                continue;
+            };
+            let reason =
+                status.dataplane.reason.map_or_else(|| "not ready".to_owned(), |reason| reason.to_string());
+            let message = match &status.dataplane.message {
+                Some(message) => format!("{reason}: {message}"),
+                None => reason,
+            };
+            let command = format!("kubectl describe vipnode {name}");
+            problems.push(Problem { code: "VIP103", about: name.clone(), message, command });
+        }
+        problems
+    }
+
+    /// Virtual routers with more than one master among those who report.
+    pub fn split(&self, vips: &[VirtualIP]) -> Vec<Problem> {
+        let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, node) in self.nodes.iter().flatten() {
+            let Some(status) = node.status.as_ref().filter(|_| silence(node, self.now).is_none()) else {
+                continue;
+            };
+            let owned = crate::commands::node::owned(status, vips);
+            for vip in vips.iter().filter(|vip| owned.contains(&vip.spec.address)) {
+                owners.entry(&vip.spec.address).or_default().push(name);
+            }
+        }
+        owners
+            .into_iter()
+            .filter(|(_, nodes)| nodes.len() > 1)
+            .map(|(address, nodes)| Problem {
+                code: "VIP203",
+                about: address.to_owned(),
+                message: format!(
+                    "{} all say that they own it: they do not hear each other",
+                    nodes.join(" and ")
+                ),
+                command: "kubectl vip node list".to_owned(),
+            })
+            .collect()
+    }
+}
+
+/// The Services of a virtual IP, or its address.
+pub fn about(vip: &VirtualIP) -> String {
+    let services: Vec<String> = vip.spec.services.iter().map(ToString::to_string).collect();
+    if services.is_empty() { vip.spec.address.clone() } else { services.join(",") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:14:00Z".parse().unwrap()
+    }
+
+    fn vip(status: Value) -> VirtualIP {
+        serde_json::from_value(json!({
+            "metadata": {"name": "10.0.0.1"},
+            "spec": {"address": "10.0.0.1", "virtualRouter": 100, "services": [{"namespace": "shop", "name": "api"}]},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn node(name: &str, renewed: &str) -> VIPNode {
+        let router = json!({"interface": "eth0", "family": 4, "virtualRouter": 100, "state": "Master",
+                            "priority": 254, "since": "2026-01-01T00:00:00Z"});
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "status": {"renewTime": renewed, "dataplane": {"ready": true}, "virtualRouters": [router]},
+        }))
+        .unwrap()
+    }
+
+    fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Value {
+        json!({"type": kind, "status": status, "reason": reason, "message": message,
+               "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    }
+
+    fn judge(status: Value, renewed: &str) -> Verdict {
+        let nodes = [node("node-1", renewed)];
+        Judge::new(Some(&nodes), now()).judge(&vip(status))
+    }
+
+    const LATELY: &str = "2026-01-01T00:13:55Z";
+
+    #[test]
+    fn all_is_well() {
+        let conditions =
+            [condition("Announced", "True", "Active", ""), condition("Programmed", "True", "Programmed", "")];
+        let verdict = judge(
+            json!({"node": "node-1", "backends": {"ready": 3, "total": 3}, "conditions": conditions}),
+            LATELY,
+        );
+        assert_eq!(
+            (verdict.owner.as_str(), verdict.backends.as_str(), verdict.status.as_str()),
+            ("node-1", "3/3", "Active")
+        );
+        assert!(verdict.problems.is_empty());
+    }
+
+    #[test]
+    fn good_news_of_a_silent_owner_are_not_repeated() {
+        let conditions = [condition("Announced", "True", "Active", "")];
+        let status =
+            json!({"node": "node-1", "backends": {"ready": 3, "total": 3}, "conditions": conditions});
+        let verdict = judge(status.clone(), "2026-01-01T00:13:00Z");
+        assert_eq!(
+            (verdict.owner.as_str(), verdict.backends.as_str(), verdict.status.as_str()),
+            ("<unknown>", "<unknown>", "Unknown (60s)")
+        );
+        assert_eq!(
+            verdict.problems[0].message,
+            "last owner node-1 has been silent for 60s: nobody knows who owns 10.0.0.1"
+        );
+        let gone = Judge::new(Some(&[]), now()).judge(&vip(status.clone()));
+        assert!(gone.problems[0].message.contains("node-1 has no agent any more"));
+        let unseen = Judge::new(None, now()).judge(&vip(status));
+        assert_eq!(unseen.status, "Active", "who may not see nodes is told what the virtual IP says");
+    }
+
+    #[test]
+    fn no_endpoints_name_the_command() {
+        let conditions = [
+            condition("Announced", "True", "Active", ""),
+            condition("Programmed", "False", "NoEndpoints", "no endpoint is ready"),
+        ];
+        let verdict = judge(
+            json!({"node": "node-1", "backends": {"ready": 0, "total": 2}, "conditions": conditions}),
+            LATELY,
+        );
+        assert_eq!((verdict.backends.as_str(), verdict.status.as_str()), ("0/2", "NoEndpoints"));
+        assert_eq!(
+            verdict.problems,
+            [Problem {
+                code: "VIP301",
+                about: "shop/api".into(),
+                message: "no ready endpoints for 14m".into(),
+                command: "kubectl get endpointslices -n shop -l kubernetes.io/service-name=api".into(),
+            }]
+        );
+    }
+
+    #[test]
+    fn nobody_owns_it() {
+        let fresh = judge(json!({}), LATELY);
+        assert_eq!((fresh.owner.as_str(), fresh.status.as_str()), ("<pending>", "Pending"));
+        assert_eq!(fresh.problems[0].message, "no node owns 10.0.0.1");
+        let rejected = judge(
+            json!({"conditions": [condition("Announced", "False", "Rejected", "10.0.0.1 is in no pool")]}),
+            LATELY,
+        );
+        assert_eq!(rejected.status, "Rejected");
+        assert_eq!(
+            (rejected.problems[0].code, rejected.problems[0].command.as_str()),
+            ("VIP204", "kubectl vip pool list")
+        );
+        assert_eq!(rejected.problems[0].message, "10.0.0.1 is in no pool (for 14m)");
+    }
+
+    #[test]
+    fn two_masters_and_sick_nodes() {
+        let mut sick = node("node-2", LATELY);
+        if let Some(status) = &mut sick.status {
+            status.dataplane.ready = false;
+            status.dataplane.reason = Some(Reason::IPVSUnavailable);
+            status.dataplane.message = Some("module ip_vs is missing".into());
+        }
+        let nodes = [node("node-1", LATELY), sick, node("node-3", "2026-01-01T00:00:00Z")];
+        let judge = Judge::new(Some(&nodes), now());
+        let split = judge.split(&[vip(json!({}))]);
+        assert_eq!(split.len(), 1);
+        assert_eq!(
+            split[0].message,
+            "node-1 and node-2 all say that they own it: they do not hear each other"
+        );
+        let said: Vec<String> = judge
+            .nodes(Some("ns"))
+            .iter()
+            .map(|p| format!("{} {}: {}", p.code, p.about, p.message))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "VIP103 node-2: IPVSUnavailable: module ip_vs is missing",
+                "VIP102 node-3: the agent has been silent for 14m"
+            ]
+        );
+    }
+}

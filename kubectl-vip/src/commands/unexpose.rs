@@ -1,0 +1,146 @@
+//! `unexpose`: takes a Service off its address; the last one gives the address back.
+
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::json;
+use vip_core::api::{PLUGIN_MANAGER, ServiceRef, VirtualIP, name_of};
+
+use crate::cli::target::Target;
+use crate::cli::{DryRun, UnexposeArgs};
+use crate::cluster::{Cluster, is_conflict, present, serves};
+use crate::exit::{Failure, Result};
+use crate::output;
+use crate::suggest;
+
+/// Another writer between reading and writing: read again, this often at most.
+const TRIES: usize = 10;
+
+/// Runs the command.
+pub async fn run(cluster: &Cluster, args: &UnexposeArgs) -> Result<()> {
+    match Target::parse(&args.target)? {
+        Target::Service(name) => {
+            let at = ServiceRef { namespace: cluster.namespace.clone(), name };
+            service(cluster, &at, args.dry_run).await
+        }
+        Target::Vip(address) => {
+            let name = name_of(address);
+            let vip = present(cluster.vips().get(&name).await)?.ok_or_else(|| {
+                Failure::new(format!("virtual IP {address} not found")).hint("kubectl vip status -A")
+            })?;
+            release(cluster, &vip, args.dry_run).await?;
+            let services: Vec<String> = vip.spec.services.iter().map(ToString::to_string).collect();
+            let was =
+                if services.is_empty() { String::new() } else { format!(" (was {})", services.join(", ")) };
+            output::line(format!("virtualip/{name} released{was}{}", args.dry_run.suffix()));
+            Ok(())
+        }
+    }
+}
+
+async fn service(cluster: &Cluster, at: &ServiceRef, dry_run: DryRun) -> Result<()> {
+    let vips = cluster.list_vips().await?;
+    let exposed: Vec<&VirtualIP> = vips.iter().filter(|vip| serves(vip, at)).collect();
+    if exposed.is_empty() {
+        let known = vips.iter().flat_map(|vip| &vip.spec.services).filter(|s| s.namespace == at.namespace);
+        return Err(Failure::new(format!(
+            "service {at} has no virtual IP{}",
+            suggest::ending(&at.name, known.map(|service| service.name.as_str()))
+        )));
+    }
+    for vip in exposed {
+        let said = take_away(cluster, vip, at, dry_run).await?;
+        output::line(format!("service/{} unexposed: {said}{}", at.name, dry_run.suffix()));
+    }
+    Ok(())
+}
+
+/// Takes the Service off one address, and says what became of the address.
+async fn take_away(cluster: &Cluster, vip: &VirtualIP, at: &ServiceRef, dry_run: DryRun) -> Result<String> {
+    let mut vip = vip.clone();
+    let address = vip.spec.address.clone();
+    for _ in 0..TRIES {
+        let rest: Vec<&ServiceRef> = vip.spec.services.iter().filter(|service| *service != at).collect();
+        let written = if rest.is_empty() {
+            try_release(cluster, &vip, dry_run).await
+        } else {
+            try_patch(cluster, &vip, &rest, dry_run).await
+        };
+        match written {
+            Ok(()) if rest.is_empty() => return Ok(format!("{address} released")),
+            Ok(()) => {
+                let rest: Vec<String> = rest.iter().map(ToString::to_string).collect();
+                return Ok(format!("{address} stays with {}", rest.join(", ")));
+            }
+            Err(error) if is_conflict(&error) => match present(cluster.vips().get(&vip.name_any()).await)? {
+                Some(again) if serves(&again, at) => vip = again,
+                // Somebody else has done it meanwhile.
+                _ => return Ok(format!("{address} released")),
+            },
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Failure::new(format!("{address} keeps changing: others write to it all the time"))
+        .hint("run the command again"))
+}
+
+async fn try_patch(
+    cluster: &Cluster,
+    vip: &VirtualIP,
+    rest: &[&ServiceRef],
+    dry_run: DryRun,
+) -> kube::Result<()> {
+    if dry_run == DryRun::Client {
+        return Ok(());
+    }
+    let patch =
+        json!({"metadata": {"resourceVersion": vip.metadata.resource_version}, "spec": {"services": rest}});
+    let params = PatchParams {
+        dry_run: dry_run == DryRun::Server,
+        field_manager: Some(PLUGIN_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    cluster.vips().patch(&vip.name_any(), &params, &Patch::Merge(patch)).await.map(|_| ())
+}
+
+/// Deletes a virtual IP as it was seen: a Service that was added meanwhile is a conflict.
+async fn try_release(cluster: &Cluster, vip: &VirtualIP, dry_run: DryRun) -> kube::Result<()> {
+    if dry_run == DryRun::Client {
+        return Ok(());
+    }
+    // Only the content counts: the owner writes the status, and with it the version, at any time. The uid keeps a
+    // successor of the same address safe, and a Service that joined meanwhile is found by looking once more.
+    let current = cluster.vips().get(&vip.name_any()).await?;
+    let version = if current.spec == vip.spec { &current } else { vip };
+    let preconditions = Preconditions {
+        resource_version: version.metadata.resource_version.clone(),
+        uid: version.metadata.uid.clone(),
+    };
+    let params = DeleteParams {
+        dry_run: dry_run == DryRun::Server,
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
+    match cluster.vips().delete(&vip.name_any(), &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn release(cluster: &Cluster, vip: &VirtualIP, dry_run: DryRun) -> Result<()> {
+    for _ in 0..TRIES {
+        match try_release(cluster, vip, dry_run).await {
+            // Only the status has changed, or else somebody bound a Service: that is for the user to see first.
+            Err(error) if is_conflict(&error) => {
+                let again = cluster.vips().get(&vip.name_any()).await?;
+                if again.spec != vip.spec {
+                    return Err(Failure::new(format!("{} has changed meanwhile", vip.spec.address))
+                        .hint(format!("look at it first: kubectl vip status {}", vip.spec.address)));
+                }
+            }
+            done => return Ok(done?),
+        }
+    }
+    Err(Failure::new(format!("{} keeps changing: others write to it all the time", vip.spec.address))
+        .hint("run the command again"))
+}

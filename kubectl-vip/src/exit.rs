@@ -1,0 +1,272 @@
+//! How a run ends: errors as sentences, hints, and the exit code.
+//!
+//! Every failure is 1, usage included, as with kubectl. What the API server or the connection says is put into words
+//! here; commands add what only they know.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use kube::core::Status;
+
+/// What commands return.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// Why a command gave up: a sentence, and what would help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    message: String,
+    hints: Vec<String>,
+    /// The connection failed, before any answer.
+    unreachable: bool,
+}
+
+impl Failure {
+    /// A failure in one sentence.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hints: Vec::new(), unreachable: false }
+    }
+
+    /// Adds what would help: a command or a flag.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Names the server when the connection is what failed.
+    pub fn at(mut self, server: &str) -> Self {
+        if self.unreachable {
+            self.unreachable = false;
+            self.message = format!("the API server at {server} does not answer: {}", self.message);
+        }
+        self
+    }
+
+    /// The cluster has no kubectl-vip.
+    pub fn not_installed() -> Self {
+        Self::new("no vip-node found in any namespace").hint("kubectl vip install")
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = if self.message.starts_with("Error from server") { "" } else { "Error: " };
+        write!(f, "{prefix}{}", self.message)?;
+        for hint in &self.hints {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => from_status(&status),
+            kube::Error::Service(error) => {
+                Self { unreachable: true, ..Self::new(connection(error.as_ref())) }
+            }
+            kube::Error::HyperError(error) => Self { unreachable: true, ..Self::new(connection(&error)) },
+            kube::Error::Auth(error) => {
+                Self::new(format!("cannot log in to the cluster: {}", innermost(&error)))
+            }
+            kube::Error::SerdeError(error) => {
+                Self::new(format!("the API server's answer cannot be read: {error}"))
+            }
+            error => Self::new(error.to_string()),
+        }
+    }
+}
+
+/// The sentence of the innermost cause: the layers above it only say that something below them failed.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn connection(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = innermost(error);
+    match text.as_str() {
+        "deadline has elapsed" => "time is up".to_owned(),
+        // The number is for programs.
+        _ => text.split(" (os error").next().unwrap_or(&text).to_lowercase(),
+    }
+}
+
+fn from_status(status: &Status) -> Failure {
+    if status.code == 401 {
+        return Failure::new("Error from server (Unauthorized): you must be logged in to the server")
+            .hint("kubectl auth whoami shows whether the credentials of this context still hold");
+    }
+    if status.is_forbidden() {
+        return forbidden(&status.message);
+    }
+    if is_missing_resource(status) {
+        return Failure::not_installed();
+    }
+    let reason = match status.reason.as_str() {
+        "" | "Failed to parse error data" => format!("HTTP {}", status.code),
+        reason => reason.to_owned(),
+    };
+    Failure::new(format!("Error from server ({reason}): {}", status.message))
+}
+
+/// Whether the API server does not know the resource at all: our definitions are not there.
+pub fn is_missing_resource(status: &Status) -> bool {
+    status.code == 404
+        && (status.message == "404 page not found"
+            || status.message.contains("could not find the requested resource"))
+}
+
+/// RBAC's and our policies' refusals, in one sentence each.
+fn forbidden(message: &str) -> Failure {
+    let (sentence, check) = if let Some((_, ours)) = message.split_once("denied request: ") {
+        (ours.to_owned(), policy_check(ours))
+    } else if let Some(refusal) = Refusal::parse(message) {
+        (refusal.sentence(), Some(refusal.check()))
+    } else {
+        (message.to_owned(), None)
+    };
+    let failure = Failure::new(format!("Error from server (Forbidden): {sentence}"));
+    match check {
+        Some(check) => failure.hint(check),
+        None => failure,
+    }
+}
+
+/// What to ask the API server about a refusal of our policies: `user "bob" cannot update services in "shop" ...`.
+fn policy_check(sentence: &str) -> Option<String> {
+    let (_, rest) = sentence.split_once(" cannot ")?;
+    let mut words = rest.split(' ');
+    let (verb, resource) = (words.next()?, words.next()?);
+    let namespace = match (words.next(), words.next()) {
+        (Some("in"), Some(namespace)) => format!(" -n {}", namespace.trim_matches(['"', ','])),
+        _ => String::new(),
+    };
+    let resource = resource.trim_end_matches(',');
+    Some(format!("kubectl auth can-i {verb} {resource}{namespace}"))
+}
+
+/// RBAC's sentence, taken apart.
+struct Refusal<'a> {
+    user: &'a str,
+    verb: &'a str,
+    resource: String,
+    namespace: Option<&'a str>,
+}
+
+impl<'a> Refusal<'a> {
+    fn parse(message: &'a str) -> Option<Self> {
+        let (_, rest) = message.split_once("User \"")?;
+        let (user, rest) = rest.split_once("\" cannot ")?;
+        let (verb, rest) = rest.split_once(" resource \"")?;
+        let (resource, rest) = rest.split_once("\" in API group \"")?;
+        let (group, rest) = rest.split_once('"')?;
+        let namespace = rest
+            .split_once("in the namespace \"")
+            .and_then(|(_, rest)| rest.split_once('"'))
+            .map(|(namespace, _)| namespace);
+        let resource = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
+        Some(Self { user, verb, resource, namespace })
+    }
+
+    fn sentence(&self) -> String {
+        let place = self.namespace.map_or_else(String::new, |namespace| format!(" in {namespace:?}"));
+        format!("user {:?} cannot {} {}{place}", self.user, self.verb, self.resource)
+    }
+
+    fn check(&self) -> String {
+        let place = self.namespace.map_or_else(String::new, |namespace| format!(" -n {namespace}"));
+        format!("kubectl auth can-i {} {}{place}", self.verb, self.resource)
+    }
+}
+
+/// Prints what went wrong, once, and gives the exit code.
+pub fn code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints help, version or a mistake in the arguments.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing can be said when neither stdout nor stderr takes it.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(code: u16, reason: &str, message: &str) -> String {
+        let status = Status::failure(message, reason).with_code(code);
+        Failure::from(kube::Error::Api(status.boxed())).to_string()
+    }
+
+    #[test]
+    fn rbac_refusals_are_one_sentence_and_one_command() {
+        assert_eq!(
+            shown(
+                403,
+                "Forbidden",
+                r#"services "web" is forbidden: User "bob" cannot patch resource "services" in API group "" in the namespace "shop""#
+            ),
+            "Error from server (Forbidden): user \"bob\" cannot patch services in \"shop\"\nhint: kubectl auth can-i patch services -n shop"
+        );
+        assert_eq!(
+            shown(
+                403,
+                "Forbidden",
+                r#"virtualips.kubectl-vip.io is forbidden: User "bob" cannot list resource "virtualips" in API group "kubectl-vip.io" at the cluster scope"#
+            ),
+            "Error from server (Forbidden): user \"bob\" cannot list virtualips.kubectl-vip.io\nhint: kubectl auth can-i list virtualips.kubectl-vip.io"
+        );
+    }
+
+    #[test]
+    fn refusals_of_our_policies_keep_our_words() {
+        assert_eq!(
+            shown(
+                403,
+                "Forbidden",
+                r#"virtualips.kubectl-vip.io "10.0.0.9" is forbidden: ValidatingAdmissionPolicy 'kubectl-vip-services' with binding 'kubectl-vip-services' denied request: user "bob" cannot update services in "shop" (service web), so it cannot bind virtual IP 10.0.0.9 to it"#
+            ),
+            "Error from server (Forbidden): user \"bob\" cannot update services in \"shop\" (service web), so it cannot bind virtual IP 10.0.0.9 to it\n\
+             hint: kubectl auth can-i update services -n shop"
+        );
+    }
+
+    #[test]
+    fn other_answers_keep_the_servers_words() {
+        assert_eq!(
+            shown(409, "AlreadyExists", r#"vippools.kubectl-vip.io "lab" already exists"#),
+            r#"Error from server (AlreadyExists): vippools.kubectl-vip.io "lab" already exists"#
+        );
+        assert_eq!(
+            shown(404, "Failed to parse error data", "404 page not found"),
+            "Error: no vip-node found in any namespace\nhint: kubectl vip install"
+        );
+        assert!(shown(401, "Unauthorized", "Unauthorized").contains("must be logged in"));
+        assert_eq!(
+            shown(502, "Failed to parse error data", "bad gateway"),
+            "Error from server (HTTP 502): bad gateway"
+        );
+    }
+
+    #[test]
+    fn a_silent_server_is_named() {
+        let cause = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let failure = Failure::from(kube::Error::Service(Box::new(cause))).at("https://10.0.0.1:6443");
+        assert_eq!(
+            failure.to_string(),
+            "Error: the API server at https://10.0.0.1:6443 does not answer: connection refused"
+        );
+    }
+}
