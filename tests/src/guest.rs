@@ -1,6 +1,7 @@
 //! What runs inside the machine: prepares its kernel, makes a network namespace for each node, starts the nodes, and
 //! serves commands. With `LAB_VM=no` the same runs in namespaces of this machine.
 
+mod init;
 mod node;
 
 use std::{
@@ -102,6 +103,11 @@ pub fn run(options: &Guest) -> Result<()> {
     }
     println!("serving commands at {MACHINE}:{PORT}");
     exec::serve(&listener, &nodes)
+}
+
+/// The first process of the machine: prepares it and runs [`run`] in a child.
+pub fn run_init(arguments: &[String]) -> Result<()> {
+    init::run(arguments)
 }
 
 /// Runs one node until it is killed.

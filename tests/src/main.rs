@@ -16,7 +16,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Install what the lab needs: Debian packages, the machine's kernel, virtme-ng, Kubernetes from source
+    /// Install what the lab needs: Debian packages, the machine's kernel, Kubernetes from source
     Setup,
     /// Build Kubernetes, etcd and agnhost into the cache, if they are not there
     Binaries,
@@ -57,6 +57,13 @@ enum Verb {
     },
     /// Run the tests, all tiers or some
     Test(runner::Options),
+    /// The first process in the machine
+    #[command(hide = true)]
+    GuestInit {
+        /// The command to run
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// What runs in the machine
     #[command(hide = true)]
     Guest(guest::Guest),
@@ -104,6 +111,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)));
         }
         Verb::Test(options) => return runner::run(&options),
+        Verb::GuestInit { command } => guest::run_init(&command)?,
         Verb::Guest(options) => guest::run(&options)?,
         Verb::GuestNode(options) => guest::run_node(&options)?,
     }

@@ -9,13 +9,19 @@ use anyhow::{Result, bail};
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_owned()
+    // Cargo says it to what it runs; what is run by hand knows where it was built.
+    let tests = env::var_os("CARGO_MANIFEST_DIR")
+        .map(PathBuf::from)
+        .filter(|folder| folder.join("kubernetes/go.mod").exists());
+    let tests = tests.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    tests.parent().map(Path::to_owned).unwrap_or(tests)
 }
 
-/// Cargo's build folder.
+/// Cargo's build folder: the one that this program lies in.
 pub fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+    let program = env::current_exe().unwrap_or_default();
+    let marked = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    marked.map_or_else(|| repository().join("target"), Path::to_owned)
 }
 
 /// What is expensive to make and the same for every clone: `${XDG_CACHE_HOME:-~/.cache}/kubectl-vip-lab`.

@@ -13,7 +13,7 @@ use nix::unistd::Uid;
 use crate::{binaries, command, kernel, paths};
 
 /// A program and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 17] = [
+const PROGRAMS: [(&str, &str); 18] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ipvsadm", "ipvsadm"),
@@ -25,6 +25,7 @@ const PROGRAMS: [(&str, &str); 17] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("modprobe", "kmod"),
     ("busybox", "busybox-static"),
+    ("xz", "xz-utils"),
     ("tcpdump", "tcpdump"),
     ("conntrack", "conntrack"),
     ("ping", "iputils-ping"),
@@ -35,11 +36,10 @@ const PROGRAMS: [(&str, &str); 17] = [
 
 const LONG: Duration = Duration::from_secs(900);
 
-/// Installs everything that is missing: packages, the machine's kernel, its launcher, Kubernetes.
+/// Installs everything that is missing: packages, the machine's kernel, Kubernetes.
 pub fn install() -> Result<()> {
     packages()?;
     machine_kernel()?;
-    launcher()?;
     binaries::build()
 }
 
@@ -50,15 +50,6 @@ pub fn check() -> Result<()> {
         bail!("not installed: {}: run `make setup`", missing.join(", "));
     }
     Ok(())
-}
-
-/// The program that boots the machine.
-pub fn vng() -> Result<PathBuf> {
-    let path = launcher_folder().join("bin/vng");
-    if !path.exists() {
-        bail!("virtme-ng is not installed: run `make setup`");
-    }
-    Ok(path)
 }
 
 fn missing_packages() -> Vec<&'static str> {
@@ -79,11 +70,7 @@ fn is_there(program: &str) -> bool {
 }
 
 fn packages() -> Result<()> {
-    let mut missing = missing_packages();
-    if command::words(&["/usr/bin/python3", "-c", "import ensurepip"]).and_then(command::Output::ok).is_err()
-    {
-        missing.extend(["python3", "python3-venv"]);
-    }
+    let missing = missing_packages();
     if missing.is_empty() {
         return Ok(());
     }
@@ -158,26 +145,6 @@ fn newest_kernel() -> Result<Option<String>> {
     let depends = command::words(&["apt-cache", "depends", "linux-image-amd64"])?.stdout;
     let mut packages = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     Ok(packages.find(|package| package.starts_with("linux-image-")).map(str::to_owned))
-}
-
-/// virtme-ng in a Python environment of its own.
-fn launcher() -> Result<()> {
-    let folder = launcher_folder();
-    if vng().is_ok() {
-        return Ok(());
-    }
-    println!("installing virtme-ng {VIRTME}");
-    fs::create_dir_all(paths::cache())?;
-    command::run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&folder), LONG)?.ok()?;
-    let package = format!("virtme-ng=={VIRTME}");
-    command::run(Command::new(folder.join("bin/pip")).args(["install", "--quiet", &package]), LONG)?.ok()?;
-    Ok(())
-}
-
-const VIRTME: &str = "1.42";
-
-fn launcher_folder() -> PathBuf {
-    paths::cache().join(format!("virtme-ng-{VIRTME}"))
 }
 
 fn children(folder: &Path) -> Result<Vec<PathBuf>> {

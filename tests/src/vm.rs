@@ -1,4 +1,6 @@
-//! The machine of a lab: a virtual one whose kernel has IPVS (virtme-ng over qemu), its root the file tree of the host.
+//! The machine of a lab: a virtual one whose kernel has IPVS, its root the file tree of the host.
+
+mod boot;
 
 use std::{env, net::SocketAddr, path::Path, process::Command, time::Duration};
 
@@ -8,11 +10,9 @@ use crate::{
     command::{self, Output},
     daemon::{Daemon, tail},
     exec::{self, Request},
-    guest::{self, NODES},
-    kernel,
+    guest, kernel,
     lan::MACHINE,
     netns::Netns,
-    setup,
 };
 
 /// The machine of the lab in a folder.
@@ -54,33 +54,15 @@ impl Vm<'_> {
             command.args(guest.split(' ')).arg("--own-kernel");
             return self.daemon().start(&mut command);
         }
-        let mut options = String::new();
-        for card in 0..=NODES.len() {
-            let mac = guest::mac(u8::try_from(card)?);
-            options += &format!(" -netdev tap,id=n{card},ifname=tap{card},script=no,downscript=no");
-            options += &format!(" -device virtio-net-pci,netdev=n{card},mac={mac}");
-        }
-        let launcher = setup::vng()?;
-        // It starts a sibling by its bare name.
-        let path = env::join_paths(
-            launcher
-                .parent()
-                .map(Path::to_owned)
-                .into_iter()
-                .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
-        )?;
-        let mut vng = Command::new(launcher);
-        vng.env("PATH", path);
-        vng.current_dir(self.folder).arg("-r").arg(kernel::find()?);
-        if env::var("LAB_ACCEL").as_deref() != Ok("kvm") {
-            vng.arg("--disable-kvm");
-        }
-        vng.args(["--cpus", "2", "--memory", "8G", "--user", "root", "--verbose"]);
-        for shared in ["shared", "logs"] {
-            vng.arg("--rwdir").arg(self.folder.join(shared));
-        }
-        vng.arg(format!("--qemu-opts={options}")).args(["--exec", &guest]);
-        self.daemon().start(&mut vng)
+        let (files, logs) = (self.folder.join("shared"), self.folder.join("logs"));
+        let shared =
+            [boot::Shared { tag: "shared", path: &files }, boot::Shared { tag: "logs", path: &logs }];
+        let init = format!(
+            "{} guest-init {}",
+            program.display(),
+            guest.split_once(' ').map_or("", |(_, rest)| rest)
+        );
+        self.daemon().start(&mut boot::command(self.folder, &shared, &init)?)
     }
 
     /// Waits until it takes commands.

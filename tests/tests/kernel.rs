@@ -65,7 +65,13 @@ fn ipvsadm() -> Vec<String> {
 }
 
 fn isolated(work: impl FnOnce() + Send) {
+    needs_ipvs();
     in_new_netns(work).unwrap();
+}
+
+fn needs_ipvs() {
+    let here = lab::kernel::own_has_ipvs();
+    assert!(here, "this kernel has no IPVS: `make test` runs these tests in the lab's machine");
 }
 
 #[test]
@@ -458,6 +464,7 @@ fn ask_by_udp(from: &Host, port: u16) -> std::io::Result<String> {
 /// Every client reaches both backends through the node, which is all that the backends see; what is not exposed is shut.
 #[test]
 fn traffic() {
+    needs_ipvs();
     let lan = Segment::new(4).unwrap();
     let (node, client, one, two) = (lan.host(1), lan.host(2), lan.host(3), lan.host(4));
     node.netns().ip(&format!("address add {VIP}/32 dev eth0")).unwrap();

@@ -75,7 +75,8 @@ struct Unit {
 impl Unit {
     fn start(name: &'static str, mut command: Command, logs: &Path, node: &str) -> Result<Self> {
         let log = File::options().create(true).append(true).open(logs.join(format!("{node}-{name}.log")))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // There is plenty of memory, and collecting garbage costs under emulation.
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env("GOGC", "400");
         let child = command::spawn(&mut command)?;
         let this = Self { name, command, child, started: Instant::now() };
         this.note()?;
@@ -160,6 +161,11 @@ fn configure(folder: &Path, number: u8, name: &str) -> Result<()> {
     fs::write("/etc/lab/kubelet.json", kubelet.to_string())?;
     let containerd = format!(
         r#"version = 2
+[timeouts]
+  "io.containerd.timeout.shim.cleanup" = "60s"
+  "io.containerd.timeout.shim.load" = "60s"
+  "io.containerd.timeout.shim.shutdown" = "30s"
+  "io.containerd.timeout.task.state" = "30s"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   disable_tcp_service = true

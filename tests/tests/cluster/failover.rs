@@ -1,6 +1,9 @@
 //! The owner dies, the API server dies, the agent dies: the virtual IP goes on.
 
-use std::{thread, time::{Duration, Instant}};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use lab::{Lab, command, product};
@@ -82,7 +85,17 @@ fn the_agent_is_killed_and_nobody_notices() {
         let pod = format!("--field-selector=spec.nodeName={}", owner.name());
         let restarts = || -> Result<u32> {
             let count = "jsonpath={.items[0].status.containerStatuses[?(@.name==\"agent\")].restartCount}";
-            let output = lab.kubectl(["get", "pods", "-n", "kubectl-vip", "-l", "app.kubernetes.io/name=kubectl-vip", &pod, "-o", count])?;
+            let output = lab.kubectl([
+                "get",
+                "pods",
+                "-n",
+                "kubectl-vip",
+                "-l",
+                "app.kubernetes.io/name=kubectl-vip",
+                &pod,
+                "-o",
+                count,
+            ])?;
             Ok(output.ok()?.text().parse()?)
         };
         let before = restarts()?;
@@ -93,8 +106,14 @@ fn the_agent_is_killed_and_nobody_notices() {
             [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] && tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'vip-node agent' && kill -9 $p && echo killed; done";
         let killed = owner.exec(kill)?;
         ensure!(killed.stdout.trim() == "killed", "{killed:?}");
-        command::until("the kubelet to restart the agent", Duration::from_secs(60), || Ok((restarts()? > before).then_some(())))?;
-        lab.kubectl_for(Duration::from_secs(90), ["rollout", "status", "-n", "kubectl-vip", "daemonset/vip-node", "--timeout=80s"])?.ok()?;
+        command::until("the kubelet to restart the agent", Duration::from_secs(60), || {
+            Ok((restarts()? > before).then_some(()))
+        })?;
+        lab.kubectl_for(
+            Duration::from_secs(90),
+            ["rollout", "status", "-n", "kubectl-vip", "daemonset/vip-node", "--timeout=80s"],
+        )?
+        .ok()?;
         thread::sleep(Duration::from_secs(3));
         let report = watch.stop();
         ensure!(report.failures == 0, "{report}");

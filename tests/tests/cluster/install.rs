@@ -18,9 +18,14 @@ fn the_image_is_small_and_its_containers_have_two_capabilities() {
         let pods: Value = serde_json::from_str(&pods.stdout)?;
         let items = pods["items"].as_array().cloned().unwrap_or_default();
         ensure!(items.len() == 3, "{} pods", items.len());
-        for container in items.iter().flat_map(|pod| pod["spec"]["containers"].as_array().cloned().unwrap_or_default()) {
+        for container in
+            items.iter().flat_map(|pod| pod["spec"]["containers"].as_array().cloned().unwrap_or_default())
+        {
             let context = &container["securityContext"];
-            ensure!(context["capabilities"] == json!({"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}), "{context}");
+            ensure!(
+                context["capabilities"] == json!({"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]}),
+                "{context}"
+            );
             ensure!(context["readOnlyRootFilesystem"] == true && context["privileged"] != true, "{context}");
         }
         Ok(())

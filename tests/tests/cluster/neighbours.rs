@@ -55,7 +55,8 @@ fn foreign(node: &Node<'_>) -> Result<String> {
 }
 
 fn uproot(node: &Node<'_>) -> Result<()> {
-    node.exec("ip address del 10.99.0.1/32 dev lo; ipvsadm -D -t 10.99.0.1:80; nft delete table inet foreign").map(drop)
+    node.exec("ip address del 10.99.0.1/32 dev lo; ipvsadm -D -t 10.99.0.1:80; nft delete table inet foreign")
+        .map(drop)
 }
 
 fn uninstall(lab: &Lab) -> Result<()> {

@@ -30,9 +30,17 @@ fn ask_from_node(lab: &Lab, node: u8, vip: Ipv4Addr) -> Result<[BTreeSet<String>
 }
 
 /// The names in the answers that a pod gets: agnhost asks on behalf of who asks it.
-fn ask_from_pod(lab: &Lab, node: &str, pod: &str, vip: Ipv4Addr, protocol: &str, port: u16) -> Result<BTreeSet<String>> {
+fn ask_from_pod(
+    lab: &Lab,
+    node: &str,
+    pod: &str,
+    vip: Ipv4Addr,
+    protocol: &str,
+    port: u16,
+) -> Result<BTreeSet<String>> {
     let number: u8 = node.trim_start_matches("node-").parse()?;
-    let url = format!("http://{pod}:8080/dial?host={vip}&port={port}&protocol={protocol}&request=hostname&tries=9");
+    let url =
+        format!("http://{pod}:8080/dial?host={vip}&port={port}&protocol={protocol}&request=hostname&tries=9");
     let answer = lab.node(number).exec(&format!("curl -sS -m 40 '{url}'"))?.ok()?;
     let answer: Value = serde_json::from_str(&answer.stdout)?;
     ensure!(answer["errors"].is_null(), "a pod on {node} over {protocol}: {}", answer["errors"]);
@@ -50,7 +58,10 @@ fn every_kind_of_client_reaches_the_pods_of_all_nodes_over_tcp_and_udp() {
         let all: BTreeSet<String> = pods.keys().cloned().collect();
 
         ensure!(ask_from_lan(lab, &exposed.url(), 12)? == all, "TCP from the LAN reached only some");
-        ensure!(ask_from_lan(lab, &format!("udp://{vip}:81/hostname"), 12)? == all, "UDP from the LAN reached only some");
+        ensure!(
+            ask_from_lan(lab, &format!("udp://{vip}:81/hostname"), 12)? == all,
+            "UDP from the LAN reached only some"
+        );
         for node in 1..=3 {
             let [tcp, udp] = ask_from_node(lab, node, vip)?;
             ensure!(tcp == all, "TCP from node-{node} reached {tcp:?} of {all:?}");
@@ -59,7 +70,11 @@ fn every_kind_of_client_reaches_the_pods_of_all_nodes_over_tcp_and_udp() {
         for pod in pods.values() {
             for (protocol, port) in [("http", 80), ("udp", 81)] {
                 let reached = ask_from_pod(lab, &pod.node, &pod.address, vip, protocol, port)?;
-                ensure!(reached == all, "{protocol} from a pod on {} reached {reached:?} of {all:?}", pod.node);
+                ensure!(
+                    reached == all,
+                    "{protocol} from a pod on {} reached {reached:?} of {all:?}",
+                    pod.node
+                );
             }
         }
         exposed.remove(lab)
@@ -73,19 +88,25 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
         let exposed = Exposed::new(lab, "ports")?;
         let owner = lab.node(exposed.owner.number);
         // A server on port 22 of every address of the owner, as sshd would be.
-        owner.exec("setsid busybox nc -lk -p 22 -e /bin/true > /dev/null 2>&1 & echo $! > /run/lab/nc.pid")?.ok()?;
+        owner
+            .exec("setsid busybox nc -lk -p 22 -e /bin/true > /dev/null 2>&1 & echo $! > /run/lab/nc.pid")?
+            .ok()?;
         for port in [22, 10250] {
             let at = |address: Ipv4Addr| SocketAddr::from((address, port));
             command::until(&format!("port {port} of the node"), Duration::from_secs(10), || {
                 Ok((!lab.client().tcp_refused(at(owner.address()))?).then_some(()))
             })?;
             ensure!(lab.client().tcp_refused(at(exposed.vip))?, "port {port} answers at the virtual IP");
-            let from_owner = owner.exec(&format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{}/{port}'", exposed.vip))?;
+            let from_owner =
+                owner.exec(&format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{}/{port}'", exposed.vip))?;
             ensure!(from_owner.stderr.contains("refused"), "from the owner itself: {from_owner:?}");
         }
         let udp = lab.client().limit(Duration::from_secs(2)).udp(SocketAddr::from((exposed.vip, 9)), "x");
         ensure!(udp.is_err(), "UDP port 9 answers at the virtual IP");
-        let ping = lab.netns().exec(std::process::Command::new("ping").args(["-c1", "-W3", &exposed.vip.to_string()]), command::LIMIT)?;
+        let ping = lab.netns().exec(
+            std::process::Command::new("ping").args(["-c1", "-W3", &exposed.vip.to_string()]),
+            command::LIMIT,
+        )?;
         ensure!(ping.success(), "the virtual IP does not answer to ping: {ping:?}");
         owner.exec("kill $(cat /run/lab/nc.pid)")?;
         exposed.remove(lab)
@@ -100,10 +121,15 @@ fn backends_follow_the_pods_on_every_node() {
         for replicas in [5, 2] {
             exposed.web.scale(replicas)?;
             product::wait_backends(lab, exposed.vip, replicas, Duration::from_secs(20))?;
-            let expected: BTreeSet<String> = exposed.web.pods()?.values().map(|pod| format!("{}:8080", pod.address)).collect();
+            let expected: BTreeSet<String> =
+                exposed.web.pods()?.values().map(|pod| format!("{}:8080", pod.address)).collect();
             for node in lab.nodes() {
                 let found = product::destinations(&node, exposed.vip, 80)?;
-                ensure!(found.keys().cloned().collect::<BTreeSet<_>>() == expected, "{}: {found:?}, wanted {expected:?}", node.name());
+                ensure!(
+                    found.keys().cloned().collect::<BTreeSet<_>>() == expected,
+                    "{}: {found:?}, wanted {expected:?}",
+                    node.name()
+                );
                 ensure!(found.values().all(|weight| *weight == 1), "{}: {found:?}", node.name());
             }
         }
@@ -118,9 +144,21 @@ fn two_services_share_an_address_on_different_ports() {
         let exposed = Exposed::new(lab, "share")?;
         let second = "apiVersion: v1\nkind: Service\nmetadata: {name: admin, namespace: share}\nspec: {selector: {app: web}, ports: [{name: http, port: 8000, targetPort: http}]}\n";
         lab.apply(second)?;
-        lab.kubectl(["vip", "expose", "svc/admin", "-n", "share", "--share", "--ip", &exposed.vip.to_string()])?.ok()?;
+        lab.kubectl([
+            "vip",
+            "expose",
+            "svc/admin",
+            "-n",
+            "share",
+            "--share",
+            "--ip",
+            &exposed.vip.to_string(),
+        ])?
+        .ok()?;
         let url = format!("http://{}:8000/hostname", exposed.vip);
-        command::until("an answer on the second port", Duration::from_secs(10), || lab.client().get(&url).map(Some))?;
+        command::until("an answer on the second port", Duration::from_secs(10), || {
+            lab.client().get(&url).map(Some)
+        })?;
         lab.client().get(&exposed.url())?;
         lab.kubectl(["vip", "unexpose", "svc/admin", "-n", "share"])?.ok()?;
         command::until("the second port to be refused", Duration::from_secs(10), || {
