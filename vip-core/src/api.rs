@@ -3,6 +3,8 @@
 //! These objects are the only state of the product. The rules that the API server can check are written here,
 //! beside the fields they are about; `manifests/crd` is generated from this file.
 
+#![allow(clippy::duplicated_attributes, reason = "each column has a type of its own, and several have the same")]
+
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};

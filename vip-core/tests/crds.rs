@@ -1,6 +1,8 @@
 //! `manifests/crd` holds the types of `vip-core::api` as the API server reads them. Here the two are compared, and
 //! rewritten when `UPDATE_CRDS` is set.
 
+#![allow(clippy::unwrap_used, reason = "all of this is tests")]
+
 use std::path::Path;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

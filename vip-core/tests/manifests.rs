@@ -1,5 +1,7 @@
 //! What the hand-written files of `manifests/` must agree with. What they do is tested against an API server.
 
+#![allow(clippy::unwrap_used, reason = "all of this is tests")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
