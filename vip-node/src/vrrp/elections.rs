@@ -1,0 +1,493 @@
+//! The elections of this node: which routers run, on which interface, and what their actions do to the world.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use tokio::io::unix::AsyncFd;
+use tracing::{info, warn};
+use vip_core::api::{Reason, VrrpState};
+use vip_core::vrrp::packet::{self, Advert, Checksum, Context, Refusal};
+use vip_core::vrrp::router::{Action, Router};
+use vip_core::vrrp::{Family, RouterConfig, RouterId};
+
+use super::address::{Addresses, Change, Nic, RENEW};
+use super::announce::Announcer;
+use super::wire::{Packet, Wire};
+use crate::link::{Interface, Peer, Report, RouterReport};
+
+/// A carrier that came back has to last this long before it is trusted: switches take their time to forward.
+const STABLE: Duration = Duration::from_secs(3);
+/// After a failure on an interface.
+const RETRY: Duration = Duration::from_secs(2);
+/// Interfaces are looked at anew at least this often, should a message of the kernel have been lost.
+const LOOK: Duration = Duration::from_secs(10);
+/// A peer that was not heard for this long is forgotten.
+const PEER: Duration = Duration::from_secs(10);
+/// At most so many peers are remembered, whatever is heard.
+const PEERS: usize = 1024;
+
+struct Running {
+    router: Router,
+    index: u32,
+    bound: BTreeSet<IpAddr>,
+}
+
+/// All that `vip-node vrrp` knows.
+pub struct Elections {
+    epoch: Instant,
+    addresses: Addresses,
+    nics: BTreeMap<u32, Nic>,
+    /// From when on the carrier of an interface is trusted.
+    stable: BTreeMap<u32, Duration>,
+    wires: BTreeMap<String, AsyncFd<Wire>>,
+    /// What the agent ordered last.
+    ordered: BTreeMap<RouterId, RouterConfig>,
+    running: BTreeMap<RouterId, Running>,
+    troubles: BTreeMap<RouterId, (Reason, String)>,
+    /// Elections that failed are not entered again before this time.
+    barred: BTreeMap<RouterId, Duration>,
+    announcer: Announcer,
+    peers: BTreeMap<(RouterId, IpAddr), (u8, Duration)>,
+    refused: BTreeMap<String, u64>,
+    renew: Duration,
+    look: Duration,
+    stopping: bool,
+}
+
+impl Elections {
+    /// Looks at the node and removes what an earlier run left behind.
+    ///
+    /// # Errors
+    /// When the kernel does not talk to us.
+    pub async fn new() -> io::Result<Self> {
+        let addresses = Addresses::open()?;
+        let nics = addresses.nics().await?;
+        for nic in nics.values() {
+            for address in &nic.ours {
+                info!(%address, interface = nic.name, "removing what an earlier run left");
+                if let Err(error) = addresses.release(nic.index, *address).await {
+                    warn!(%address, interface = nic.name, %error, "could not be removed");
+                }
+            }
+        }
+        Ok(Self {
+            epoch: Instant::now(),
+            addresses,
+            stable: nics.keys().map(|index| (*index, Duration::ZERO)).collect(),
+            nics,
+            wires: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+            running: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+            barred: BTreeMap::new(),
+            announcer: Announcer::default(),
+            peers: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            renew: Duration::ZERO,
+            look: LOOK,
+            stopping: false,
+        })
+    }
+
+    /// The elections to take part in from now on.
+    pub async fn order(&mut self, routers: Vec<RouterConfig>) {
+        if !self.stopping {
+            self.ordered = routers.into_iter().map(|config| (config.id.clone(), config)).collect();
+            self.settle().await;
+        }
+    }
+
+    /// Leaves every election by plan; nothing is entered any more.
+    pub async fn stop(&mut self) {
+        self.stopping = true;
+        self.ordered.clear();
+        self.settle().await;
+    }
+
+    /// Whether all was left after [`Elections::stop`].
+    pub fn is_over(&self) -> bool {
+        self.stopping && self.running.is_empty()
+    }
+
+    /// Waits until something is to be done: a packet, a change of an interface, a timer. Dropping it loses nothing.
+    pub async fn wait(&mut self) {
+        let deadline = self.epoch + self.next_deadline();
+        let change = tokio::select! {
+            biased;
+            () = readable(&self.wires) => None,
+            change = self.addresses.changed() => Some(change.unwrap_or(Change::Other)),
+            () = tokio::time::sleep_until(deadline.into()) => None,
+        };
+        match change {
+            Some(Change::Lost(index, address)) => self.put_back(index, address).await,
+            Some(Change::Other) => self.look().await,
+            None => {}
+        }
+    }
+
+    /// Does what is due. Everything that was received is read before any timer is looked at: a process that was paused
+    /// learns first what happened meanwhile.
+    pub async fn work(&mut self) {
+        self.receive().await;
+        let now = self.now();
+        let due: Vec<RouterId> = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.router.next_deadline().is_some_and(|at| at <= now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            let actions = self.running.get_mut(&id).map(|running| running.router.timeout(now));
+            self.act(&id, actions.unwrap_or_default()).await;
+        }
+        if now >= self.look {
+            self.look().await;
+        }
+        if now >= self.renew {
+            self.renew_all().await;
+        }
+        if self.barred.values().any(|at| *at <= now) || self.stable.values().any(|at| *at > now.saturating_sub(RENEW) && *at <= now) {
+            self.settle().await;
+        }
+        for (id, address) in self.announcer.due(now) {
+            if let (Some(wire), IpAddr::V4(address)) = (self.wires.get(&id.interface), address)
+                && let Err(error) = wire.get_ref().announce(address)
+            {
+                warn!(%address, interface = id.interface, %error, "could not be announced");
+            }
+        }
+    }
+
+    /// What the agent is told.
+    pub fn report(&self) -> Report {
+        let now = self.now();
+        let bound: BTreeSet<IpAddr> = self.running.values().flat_map(|running| &running.bound).copied().collect();
+        let interfaces = self.nics.values().map(|nic| Interface {
+            name: nic.name.clone(),
+            mac: nic.mac,
+            addresses: nic.addresses.iter().filter(|net| !bound.contains(&net.addr())).copied().collect(),
+            carrier: nic.carrier,
+        });
+        let ids: BTreeSet<&RouterId> = self.ordered.keys().chain(self.running.keys()).collect();
+        let routers = ids.into_iter().map(|id| {
+            let running = self.running.get(id);
+            RouterReport {
+                id: id.clone(),
+                state: running.map_or(VrrpState::Init, |r| r.router.state()),
+                priority: running.map(|r| r.router.config()).or(self.ordered.get(id)).map_or(0, |config| config.priority),
+                master: running.and_then(|r| r.router.master()),
+                bound: running.map(|r| r.bound.iter().copied().collect()).unwrap_or_default(),
+                trouble: self.troubles.get(id).cloned(),
+            }
+        });
+        let peers = self.peers.iter().filter(|(_, (_, heard))| *heard + PEER > now);
+        Report {
+            interfaces: interfaces.collect(),
+            routers: routers.collect(),
+            peers: peers.map(|((id, address), (priority, _))| Peer { id: id.clone(), address: *address, priority: *priority }).collect(),
+            refused: self.refused.clone(),
+            stopping: self.stopping,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    fn next_deadline(&self) -> Duration {
+        let now = self.now();
+        let routers = self.running.values().filter_map(|running| running.router.next_deadline());
+        let later = self.barred.values().chain(self.stable.values()).copied().filter(|at| *at > now);
+        routers.chain(self.announcer.next_deadline()).chain(later).chain([self.renew, self.look]).min().unwrap_or(now)
+    }
+
+    /// Brings what runs in line with what was ordered and with what the interfaces allow.
+    async fn settle(&mut self) {
+        let now = self.now();
+        self.barred.retain(|id, at| *at > now && self.ordered.contains_key(id));
+        self.troubles.retain(|id, _| self.ordered.contains_key(id));
+        for id in self.running.keys().filter(|id| !self.ordered.contains_key(*id)).cloned().collect::<Vec<_>>() {
+            let actions = self.running.get_mut(&id).map(|running| running.router.leave(now));
+            self.act(&id, actions.unwrap_or_default()).await;
+        }
+        for config in self.ordered.values().cloned().collect::<Vec<_>>() {
+            if self.barred.contains_key(&config.id) {
+                continue;
+            }
+            match self.place(&config) {
+                Ok((index, source)) => self.enter(config, index, source).await,
+                Err((reason, message)) => self.bar(&config.id, reason, message, None).await,
+            }
+        }
+        let used: BTreeSet<String> = self.running.keys().map(|id| id.interface.clone()).collect();
+        self.wires.retain(|name, _| used.contains(name));
+    }
+
+    /// Where an election can take place: the interface's index and its primary address in the subnet.
+    fn place(&self, config: &RouterConfig) -> Result<(u32, Ipv4Addr), (Reason, String)> {
+        let name = &config.id.interface;
+        let no = |message: String| (Reason::NoInterface, message);
+        let nic = self.nics.values().find(|nic| nic.name == *name).ok_or_else(|| no(format!("there is no interface {name}")))?;
+        if !nic.carrier {
+            return Err(no(format!("interface {name} is down or has no carrier")));
+        }
+        if self.stable.get(&nic.index).is_some_and(|at| *at > self.now()) {
+            return Err(no(format!("the carrier of interface {name} has just come back")));
+        }
+        let first = config.addresses.first().copied();
+        let primary = nic.addresses.iter().find(|net| net.prefix_len() < 32 && first.is_some_and(|first| net.contains(&first)));
+        match primary.map(|net| net.addr()) {
+            Some(IpAddr::V4(source)) => Ok((nic.index, source)),
+            _ => Err(no(format!("interface {name} has no address in the subnet of {}", first.map(|a| a.to_string()).unwrap_or_default()))),
+        }
+    }
+
+    async fn enter(&mut self, config: RouterConfig, index: u32, source: Ipv4Addr) {
+        let id = config.id.clone();
+        let now = self.now();
+        if let Some(running) = self.running.get_mut(&id) {
+            if running.index == index && running.router.source() == IpAddr::V4(source) {
+                let actions = running.router.configure(now, config);
+                return self.act(&id, actions).await;
+            }
+            // Another card or another address of ours: a new router.
+            let actions = running.router.stop();
+            self.act(&id, actions).await;
+            self.wires.remove(&id.interface);
+        }
+        if !self.wires.contains_key(&id.interface) {
+            let mac = self.nics.get(&index).map(|nic| nic.mac).unwrap_or_default();
+            // SAFETY: the wire owns its socket and gives the same descriptor for as long as it lives.
+            match Wire::open(index, mac).and_then(|wire| Ok(unsafe { AsyncFd::register(wire) }?)) {
+                Ok(wire) => {
+                    self.wires.insert(id.interface.clone(), wire);
+                }
+                Err(error) => {
+                    let (reason, hint) = permission(&error, "NET_RAW");
+                    let message = format!("cannot open a packet socket on {}: {error}{hint}", id.interface);
+                    return self.bar(&id, reason, message, Some(now + RETRY)).await;
+                }
+            }
+        }
+        if self.troubles.remove(&id).is_some() {
+            info!(vrid = id.vrid, interface = id.interface, "can take part again");
+        }
+        let mut router = Router::new(config, source.into());
+        let actions = router.start(now);
+        self.running.insert(id.clone(), Running { router, index, bound: BTreeSet::new() });
+        self.act(&id, actions).await;
+    }
+
+    /// Takes no part in an election and says why, once.
+    async fn bar(&mut self, id: &RouterId, reason: Reason, message: String, until: Option<Duration>) {
+        if let Some(running) = self.running.get_mut(id) {
+            let actions = running.router.stop();
+            Box::pin(self.act(id, actions)).await;
+        }
+        if let Some(until) = until {
+            self.barred.insert(id.clone(), until);
+        }
+        let trouble = (reason, message);
+        if self.troubles.get(id) != Some(&trouble) {
+            warn!(vrid = id.vrid, interface = id.interface, "takes no part: {}", trouble.1);
+            self.troubles.insert(id.clone(), trouble);
+        }
+    }
+
+    async fn act(&mut self, id: &RouterId, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Enter(state) => info!(vrid = id.vrid, interface = id.interface, "{state:?}"),
+                Action::Send(advert) => self.send(id, &advert),
+                Action::Bind(addresses) => {
+                    if let Err((reason, message)) = self.bind(id, &addresses).await {
+                        let until = self.now() + RETRY;
+                        return self.bar(id, reason, message, Some(until)).await;
+                    }
+                }
+                Action::Announce(addresses) => {
+                    let now = self.now();
+                    self.announcer.announce(now, id, &addresses);
+                }
+                Action::Release(addresses) => self.release(id, &addresses).await,
+                Action::Left => {
+                    self.running.remove(id);
+                }
+            }
+        }
+    }
+
+    fn send(&self, id: &RouterId, advert: &Advert) {
+        let (Some(running), Some(wire)) = (self.running.get(id), self.wires.get(&id.interface)) else { return };
+        let (source, group) = (running.router.source(), packet::group(id.family));
+        let bytes = advert.encode(source, group, Checksum::PseudoHeader);
+        if let (IpAddr::V4(source), IpAddr::V4(group)) = (source, group)
+            && let Err(error) = wire.get_ref().advertise(source, group, &bytes)
+        {
+            // A link that just went down says so by the kernel's own message.
+            tracing::debug!(vrid = id.vrid, interface = id.interface, %error, "an advertisement was not sent");
+        }
+    }
+
+    async fn bind(&mut self, id: &RouterId, addresses: &[IpAddr]) -> Result<(), (Reason, String)> {
+        let Some(running) = self.running.get_mut(id) else { return Ok(()) };
+        for address in addresses {
+            match self.addresses.bind(running.index, *address, false).await {
+                Ok(()) => {
+                    running.bound.insert(*address);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let message = format!("{address} is on {} already, put there by another program", id.interface);
+                    return Err((Reason::Rejected, message));
+                }
+                Err(error) => {
+                    let (reason, hint) = permission(&error, "NET_ADMIN");
+                    return Err((reason, format!("cannot bind {address} to {}: {error}{hint}", id.interface)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn release(&mut self, id: &RouterId, addresses: &[IpAddr]) {
+        let Some(running) = self.running.get_mut(id) else { return };
+        for address in addresses {
+            self.announcer.forget(*address);
+            if running.bound.remove(address)
+                && let Err(error) = self.addresses.release(running.index, *address).await
+            {
+                warn!(%address, interface = id.interface, %error, "could not be released, its lifetime will end");
+            }
+        }
+    }
+
+    /// Somebody took an address of ours off: it is put back at once, unless it was us.
+    async fn put_back(&mut self, index: u32, address: IpAddr) {
+        let owner = self.running.iter().find(|(_, running)| running.index == index && running.bound.contains(&address));
+        let Some((id, _)) = owner else { return };
+        let id = id.clone();
+        info!(%address, interface = id.interface, "was taken off by another program, putting it back");
+        if let Err(error) = self.addresses.bind(index, address, true).await {
+            warn!(%address, interface = id.interface, %error, "could not be put back, retrying");
+        }
+        let now = self.now();
+        self.announcer.announce(now, &id, &[address]);
+    }
+
+    async fn renew_all(&mut self) {
+        for (id, running) in &self.running {
+            for address in &running.bound {
+                if let Err(error) = self.addresses.bind(running.index, *address, true).await {
+                    warn!(%address, interface = id.interface, %error, "could not be renewed");
+                }
+            }
+        }
+        self.renew = self.now() + RENEW;
+    }
+
+    async fn look(&mut self) {
+        let now = self.now();
+        self.look = now + LOOK;
+        match self.addresses.nics().await {
+            Ok(nics) => {
+                for nic in nics.values() {
+                    let had = self.nics.get(&nic.index).is_some_and(|old| old.carrier);
+                    if nic.carrier && !had {
+                        self.stable.insert(nic.index, now + STABLE);
+                    }
+                }
+                self.stable.retain(|index, _| nics.contains_key(index));
+                let news = nics != self.nics;
+                self.nics = nics;
+                if news {
+                    self.settle().await;
+                }
+            }
+            Err(error) => warn!(%error, "cannot look at the interfaces"),
+        }
+    }
+
+    async fn receive(&mut self) {
+        let names: Vec<String> = self.wires.keys().cloned().collect();
+        for name in names {
+            while let Some(wire) = self.wires.get(&name) {
+                match wire.get_ref().receive() {
+                    Ok(Some(packet)) => self.hear(&name, packet).await,
+                    Ok(None) => break,
+                    // The socket reports once that its interface went down; the kernel's message tells the rest.
+                    Err(error) => {
+                        tracing::debug!(interface = name, %error, "cannot receive");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn hear(&mut self, interface: &str, packet: Packet) {
+        if let Err(refusal) = self.accept(interface, packet).await {
+            *self.refused.entry(refusal.kind().to_owned()).or_default() += 1;
+        }
+    }
+
+    async fn accept(&mut self, interface: &str, packet: Packet) -> Result<(), Refusal> {
+        let source = IpAddr::V4(packet.source);
+        let context = Context {
+            source,
+            destination: packet.destination.into(),
+            hop_limit: packet.hop_limit,
+            checksum: None,
+        };
+        let advert = packet::decode(&packet.payload, &context)?;
+        let id = RouterId { interface: interface.to_owned(), family: Family::V4, vrid: advert.vrid };
+        let now = self.now();
+        let running = self.running.get_mut(&id).ok_or(Refusal::Vrid(advert.vrid))?;
+        if source == running.router.source() {
+            return Err(Refusal::Own);
+        }
+        let config = running.router.config();
+        let known = config.peers.contains(&source) || advert.addresses.iter().any(|address| config.addresses.contains(address));
+        if !known {
+            return Err(Refusal::Foreign);
+        }
+        let actions = running.router.receive(now, source, &advert);
+        if self.peers.len() >= PEERS {
+            self.peers.retain(|_, (_, heard)| *heard + PEER > now);
+        }
+        if self.peers.len() < PEERS {
+            self.peers.insert((id.clone(), source), (advert.priority, now));
+        }
+        self.act(&id, actions).await;
+        Ok(())
+    }
+}
+
+/// Waits until a packet is queued on any interface.
+async fn readable(wires: &BTreeMap<String, AsyncFd<Wire>>) {
+    std::future::poll_fn(|context| {
+        let mut ready = std::task::Poll::Pending;
+        for wire in wires.values() {
+            if let std::task::Poll::Ready(guard) = wire.poll_read_ready(context) {
+                // What is queued is read to its end before the next wait.
+                if let Ok(mut guard) = guard {
+                    guard.clear_ready();
+                }
+                ready = std::task::Poll::Ready(());
+            }
+        }
+        ready
+    })
+    .await;
+}
+
+/// The word for an error, and what to do about it.
+fn permission(error: &io::Error, capability: &str) -> (Reason, String) {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            (Reason::NotPermitted, format!("; the container needs the capability {capability}"))
+        }
+        _ => (Reason::NoInterface, String::new()),
+    }
+}
