@@ -196,9 +196,14 @@ pub fn code(result: Result<()>) -> ExitCode {
 
 /// Prints help, version or a mistake in the arguments.
 pub fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing can be said when neither stdout nor stderr takes it.
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        eprint!("{}", text.strip_prefix("error: ").map_or(text.clone(), |rest| format!("Error: {rest}")));
+        return ExitCode::FAILURE;
+    }
+    // Nothing can be said when stdout does not take it.
     let _ = error.print();
-    if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    ExitCode::SUCCESS
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod service;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -21,7 +22,7 @@ use vip_core::validate::{CheckedPool, MAX_PERSISTENCE_SECONDS, MAX_SERVICES};
 use self::choice::{World, belongs};
 use crate::cli::target::Target;
 use crate::cli::{DryRun, ExposeArgs};
-use crate::cluster::{Cluster, is_conflict, present};
+use crate::cluster::{Cluster, is_conflict, present, silence};
 use crate::commands::version;
 use crate::exit::{Failure, Result};
 use crate::output::{self, PENDING, say};
@@ -103,8 +104,19 @@ impl Expose<'_> {
         if let Some(format) = self.args.change.output {
             return output::document(&bare_object(vip), format);
         }
-        output::line(format!("{} (unchanged)", sentence(&self.at, vip, pool.unwrap_or(output::NONE))));
+        // What an owner wrote that has fallen silent since is no news.
+        let mut vip = vip.clone();
+        if let Some(status) = vip.status.as_mut().filter(|status| self.is_silent(status.node.as_deref())) {
+            status.node = None;
+        }
+        output::line(format!("{} (unchanged)", sentence(&self.at, &vip, pool.unwrap_or(output::NONE))));
         Ok(())
+    }
+
+    fn is_silent(&self, owner: Option<&str>) -> bool {
+        let (Some(owner), Some(nodes)) = (owner, &self.nodes) else { return false };
+        let node = nodes.iter().find(|node| node.name_any() == owner);
+        node.is_none_or(|node| silence(node, Timestamp::now()).is_some())
     }
 
     /// `--ip`: this address or none.

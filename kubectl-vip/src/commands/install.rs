@@ -3,6 +3,8 @@
 pub mod checks;
 mod rollout;
 
+pub use rollout::node_of;
+
 use kube::ResourceExt;
 use kube::core::DynamicObject;
 use serde_json::json;

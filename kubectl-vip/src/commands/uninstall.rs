@@ -2,6 +2,7 @@
 //!
 //! Works on what it finds, so it can be run again after it was cut off, or on half an install.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +15,7 @@ use vip_core::api::{DAEMONSET, DEFAULT_NAMESPACE, VIPNode, VIPPool, VirtualIP, V
 
 use crate::cli::{DryRun, UninstallArgs};
 use crate::cluster::{Cluster, present, resource_of, silence, title, title_of};
+use crate::commands::install::node_of;
 use crate::exit::Result;
 use crate::manifests::{self, CRD, LABEL, Settings};
 use crate::output::{self, say};
@@ -38,7 +40,7 @@ pub async fn run(cluster: &Cluster, args: &UninstallArgs) -> Result<()> {
     if args.dry_run == DryRun::None {
         prompt::confirm(&question(&found, args.keep_crds), args.yes)?;
     }
-    let removal = Removal { cluster, args };
+    let removal = Removal { cluster, args, deleted: Cell::new(0) };
 
     let mut unsure = Vec::new();
     if !args.keep_crds {
@@ -88,6 +90,9 @@ pub async fn run(cluster: &Cluster, args: &UninstallArgs) -> Result<()> {
     if args.dry_run == DryRun::None && !args.keep_crds {
         removal.gone(&definitions).await?;
     }
+    if removal.deleted.get() == 0 {
+        say("Nothing of kubectl-vip found.");
+    }
     unsure.sort();
     unsure.dedup();
     for node in unsure {
@@ -117,7 +122,7 @@ fn question(found: &Found, keep: bool) -> String {
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     let fate = if keep { "stops answering at" } else { "gives up" };
     format!(
-        "This {fate} {}, and removes the agents of {}{}. Go on?",
+        "uninstall {fate} {} and removes the agents of {}{}. Go on?",
         count(found.vips.len(), "virtual IP"),
         count(found.nodes.len(), "node"),
         if keep { String::new() } else { format!(" and {}", count(found.pools.len(), "pool")) }
@@ -127,10 +132,13 @@ fn question(found: &Found, keep: bool) -> String {
 struct Removal<'a> {
     cluster: &'a Cluster,
     args: &'a UninstallArgs,
+    /// How many objects are deleted so far.
+    deleted: Cell<usize>,
 }
 
 impl Removal<'_> {
     fn said(&self, title: &str) {
+        self.deleted.set(self.deleted.get() + 1);
         output::line(format!("{title} deleted{}", self.args.dry_run.suffix()));
     }
 
@@ -228,10 +236,7 @@ impl Removal<'_> {
         let mut left: Vec<String> = Vec::new();
         let ended = wait::until("the agents to clean their nodes", self.args.timeout, async || {
             let pods = present(pods.list(&ours).await)?.map(|list| list.items).unwrap_or_default();
-            left = pods
-                .iter()
-                .filter_map(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()))
-                .collect();
+            left = pods.iter().filter_map(node_of).collect();
             left.sort();
             Ok(match pods.is_empty() {
                 true => Look::Done(()),
@@ -332,11 +337,11 @@ mod tests {
         };
         assert_eq!(
             question(&found, false),
-            "This gives up 0 virtual IPs, and removes the agents of 0 nodes and 1 pool. Go on?"
+            "uninstall gives up 0 virtual IPs and removes the agents of 0 nodes and 1 pool. Go on?"
         );
         assert_eq!(
             question(&found, true),
-            "This stops answering at 0 virtual IPs, and removes the agents of 0 nodes. Go on?"
+            "uninstall stops answering at 0 virtual IPs and removes the agents of 0 nodes. Go on?"
         );
     }
 }

@@ -102,7 +102,7 @@ fn reason(pod: &Pod, nodes: &[VIPNode]) -> Option<String> {
     if conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
         return None;
     }
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    let node = node_of(pod);
     let place = node.clone().unwrap_or_else(|| pod.name_any());
     let unscheduled = conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(message) = unscheduled.and_then(|condition| condition.message.clone()) {
@@ -128,6 +128,23 @@ fn reason(pod: &Pod, nodes: &[VIPNode]) -> Option<String> {
         }
         None => Some(format!("{place}: starting")),
     }
+}
+
+/// The node of a DaemonSet's pod, also before it is scheduled: its affinity names it.
+pub fn node_of(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    if let Some(node) = &spec.node_name {
+        return Some(node.clone());
+    }
+    let required = spec
+        .affinity
+        .as_ref()?
+        .node_affinity
+        .as_ref()?
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?;
+    let mut fields = required.node_selector_terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+    fields.find(|field| field.key == "metadata.name")?.values.as_ref()?.first().cloned()
 }
 
 #[cfg(test)]
@@ -169,6 +186,10 @@ mod tests {
                     "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}),
             ),
             pod("node-4", running),
+            serde_json::from_value(json!({"spec": {"containers": [], "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": [
+                    {"key": "metadata.name", "operator": "In", "values": ["node-5"]}]}]}}}}}))
+            .unwrap(),
         ];
         let node: VIPNode = serde_json::from_value(json!({
             "metadata": {"name": "node-2"},
@@ -177,7 +198,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             reasons(&pods, &[node]),
-            "; node-2: IPVSUnavailable: module ip_vs is missing; node-3: container agent ImagePullBackOff (no such image); node-4: starting"
+            "; node-2: IPVSUnavailable: module ip_vs is missing; node-3: container agent ImagePullBackOff (no such image); node-4: starting; node-5: starting"
         );
     }
 }
