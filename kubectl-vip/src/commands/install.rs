@@ -136,7 +136,7 @@ pub async fn run(cluster: &Cluster, args: &InstallArgs) -> Result<()> {
     let pools = plan.pools(&lan, args.interface.as_deref())?;
     keep_addresses(cluster, &plan).await?;
     let mut objects = manifests::render(&plan.settings)?;
-    if checks::foreign_namespace(cluster, namespace).await? {
+    if checks::foreign_namespace(cluster, namespace, args.timeout).await? {
         say(format!(
             "namespace {namespace} is not of kubectl-vip: it is left as it is, and must allow privileged pods"
         ));
@@ -236,10 +236,10 @@ impl Run<'_> {
                 Ok(())
             }
             Err(error) if is_conflict(&error) => {
-                let failure = Failure::from(error);
-                Err(failure.hint(
-                    "another field manager has set these fields; take them over with --force-conflicts",
-                ))
+                let why = Failure::from(error).to_string();
+                let why = why.trim_start_matches("Error from server (Conflict): ");
+                Err(Failure::new(format!("Error from server (Conflict): {}: {why}", title(&object)))
+                    .hint("take the fields over: --force-conflicts"))
             }
             // With a dry run, an object in a namespace that is not there yet cannot be checked.
             Err(kube::Error::Api(status))

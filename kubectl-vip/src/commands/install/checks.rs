@@ -1,14 +1,16 @@
 //! What is looked at before anything is applied: the version of the API server, kube-proxy's mode, an older install.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, permitted, present};
 use crate::exit::{Failure, Result};
 use crate::output::say;
+use crate::wait::{self, Ended, Look};
 
 /// The first minor version of Kubernetes 1 whose rules can read IP addresses.
 const OLDEST: u32 = 31;
@@ -66,20 +68,26 @@ fn mode_of(map: &ConfigMap) -> Option<String> {
     if excluded { None } else { config["mode"].as_str().map(str::to_owned) }
 }
 
-/// Whether a namespace of this name is there and not ours: then it is neither changed nor, later, deleted.
-pub async fn foreign_namespace(cluster: &Cluster, name: &str) -> Result<bool> {
-    let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(cluster.client.clone());
-    // Who may not read it finds out when applying it.
-    let found = permitted(present_or_none(namespaces.get(name).await))?.flatten();
-    let (label, ours) = crate::manifests::LABEL;
-    Ok(found.is_some_and(|namespace| namespace.labels().get(label).map(String::as_str) != Some(ours)))
-}
-
-fn present_or_none<T>(answer: kube::Result<T>) -> kube::Result<Option<T>> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
-        Err(error) => Err(error),
+/// Whether a namespace of this name is there and not ours: then it is neither changed nor, later, deleted. One that is
+/// being deleted, by an uninstall that has just ended, is waited for.
+pub async fn foreign_namespace(cluster: &Cluster, name: &str, timeout: Duration) -> Result<bool> {
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let what = format!("namespace/{name}");
+    let ended = wait::until(&what, timeout, async || {
+        // Who may not read it finds out when applying it.
+        let Some(namespace) = permitted(namespaces.get_opt(name).await)?.flatten() else {
+            return Ok(Look::Done(false));
+        };
+        if namespace.metadata.deletion_timestamp.is_some() {
+            return Ok(Look::NotYet("it is still being deleted".to_owned()));
+        }
+        let (label, ours) = crate::manifests::LABEL;
+        Ok(Look::Done(namespace.labels().get(label).map(String::as_str) != Some(ours)))
+    })
+    .await?;
+    match ended {
+        Ended::Done(foreign) => Ok(foreign),
+        Ended::TimedOut(reason) => Err(wait::timed_out(&what, timeout, &reason)),
     }
 }
 
