@@ -34,8 +34,10 @@ pub fn run() -> Result<()> {
             eprintln!("error: {error:#}");
         }
     })?;
-    say("A three-node Kubernetes cluster is being started on this machine: a control plane, and a virtual machine\n\
-         whose kernel has IPVS, with three nodes in it. This takes a minute or two.");
+    say(
+        "A three-node Kubernetes cluster is being started on this machine: a control plane, and a virtual machine\n\
+         whose kernel has IPVS, with three nodes in it. This takes a minute or two.",
+    );
     let lab = Lab::up(name, Parts::Cluster)?;
     let logs = lab.logs_dir();
     let result = story(&lab);
@@ -43,7 +45,8 @@ pub fn run() -> Result<()> {
         product::collect_logs(&lab);
     }
     Lab::remove(name)?;
-    result.with_context(|| format!("the demo did not go as it should; all logs are in {}", logs.display()))?;
+    result
+        .with_context(|| format!("the demo did not go as it should; all logs are in {}", logs.display()))?;
     say("That was kubectl-vip. For a cluster to play with:  make lab-up");
     Ok(())
 }
@@ -84,7 +87,11 @@ fn story(lab: &Lab) -> Result<()> {
         ensure!(left.is_empty(), "left behind on {}: {}", node.name(), left.join("; "));
         println!("{}: no address, no IPVS service and no nftables table of kubectl-vip is left", node.name());
     }
-    ensure!(product::cluster_leftovers(lab)?.is_empty(), "left behind in the cluster: {:?}", product::cluster_leftovers(lab)?);
+    ensure!(
+        product::cluster_leftovers(lab)?.is_empty(),
+        "left behind in the cluster: {:?}",
+        product::cluster_leftovers(lab)?
+    );
     println!("the cluster: no object of kubectl-vip is left");
     Ok(())
 }
@@ -96,7 +103,8 @@ fn answers(lab: &Lab, web: &Workload<'_>, vip: Ipv4Addr) -> Result<()> {
     announce(&format!("for i in 1 2 3 4 5 6 7 8; do curl http://{vip}/hostname; done"));
     for _ in 0..8 {
         let answer = lab.client().get(&format!("http://{vip}/hostname"))?;
-        let pod = pods.get(&answer.body).with_context(|| format!("{} is no pod of the Service", answer.body))?;
+        let pod =
+            pods.get(&answer.body).with_context(|| format!("{} is no pod of the Service", answer.body))?;
         println!("{}  ({})", pod.name, pod.node);
         nodes.insert(pod.node.clone());
     }
@@ -106,8 +114,14 @@ fn answers(lab: &Lab, web: &Workload<'_>, vip: Ipv4Addr) -> Result<()> {
 
 /// The owner loses its link while a client asks every 20 ms.
 fn fail_over(lab: &Lab, vip: Ipv4Addr, owner: Owner) -> Result<()> {
-    say(&format!("{} owns {vip}. Its network cable is pulled now, while a client asks every 20 ms.", owner.node));
-    let watch = lab.client().limit(Duration::from_secs(1)).watch(&format!("http://{vip}/hostname"), Duration::from_millis(20))?;
+    say(&format!(
+        "{} owns {vip}. Its network cable is pulled now, while a client asks every 20 ms.",
+        owner.node
+    ));
+    let watch = lab
+        .client()
+        .limit(Duration::from_secs(1))
+        .watch(&format!("http://{vip}/hostname"), Duration::from_millis(20))?;
     watch.wait_answers(50, Duration::from_secs(10))?;
     announce(&format!("ip link set tap{} down", owner.number));
     lab.unplug(owner.number)?;
@@ -136,7 +150,9 @@ fn wait_ready(lab: &Lab) -> Result<()> {
         let ready = nodes["items"].as_array().is_some_and(|nodes| {
             nodes.iter().all(|node| {
                 let conditions = node["status"]["conditions"].as_array();
-                conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+                conditions.is_some_and(|all| {
+                    all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+                })
             })
         });
         Ok(ready.then_some(()))
@@ -174,7 +190,11 @@ fn show(lab: &Lab, line: &str) -> Result<()> {
     kubectl.args(line.split_whitespace().skip(1)).stdin(Stdio::null());
     let mut child = command::spawn(&mut kubectl)?;
     let code = command::wait(&mut child, Duration::from_secs(300))?;
-    ensure!(code == Some(0), "`{line}` ended with {}", code.map_or("a time-out".to_owned(), |code| format!("exit code {code}")));
+    ensure!(
+        code == Some(0),
+        "`{line}` ended with {}",
+        code.map_or("a time-out".to_owned(), |code| format!("exit code {code}"))
+    );
     Ok(())
 }
 

@@ -22,11 +22,12 @@ use crate::{
     client::Client,
     command::{self, Output},
     control_plane::ControlPlane,
+    daemon::Daemon,
     guest::{self, NODES},
     image,
     lan::{self, BRIDGE},
     netns::Netns,
-    paths, setup, vm,
+    paths, setup, store, vm,
 };
 
 /// Which parts of a lab to start.
@@ -182,13 +183,10 @@ impl Lab {
             // The machine sees the host's files as of its boot, and outlives this build.
             fs::copy(program()?, folder.join("lab"))?;
         }
+        let mut archives = Vec::new();
         if parts == Parts::Cluster {
-            for archive in image::lab_archives()?.into_iter().chain(Some(image::product_archive())) {
-                if archive.exists() {
-                    let file = archive.file_name().context("an archive without a name")?;
-                    fs::copy(&archive, folder.join("shared/images").join(file))?;
-                }
-            }
+            archives = image::lab_archives()?;
+            archives.extend(Some(image::product_archive()).filter(|archive| archive.exists()));
         }
         let outside = lan::create(name)?;
         let lab = Self {
@@ -200,6 +198,13 @@ impl Lab {
         lab.control_plane().prepare(outside)?;
         if parts.machine() {
             lab.machine().start(parts == Parts::Cluster)?;
+        }
+        if parts == Parts::Cluster {
+            let containerd = Daemon { netns: &lab.netns, folder, name: "containerd" };
+            store::fill(&containerd, &folder.join("store"), &archives)?;
+            // The machine sees this at once: that folder is not cached.
+            fs::write(lab.shared_dir().join("store-is-filled"), "")?;
+            say("the images are unpacked");
         }
         if parts.control_plane() {
             lab.control_plane().start()?;

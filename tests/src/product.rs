@@ -33,9 +33,13 @@ pub fn address_of(lab: &Lab, namespace: &str, service: &str) -> Result<Ipv4Addr>
     let items = vips["items"].as_array().context("no list of virtual IPs")?;
     let named = |vip: &&Value| {
         let services = vip["spec"]["services"].as_array();
-        services.is_some_and(|all| all.iter().any(|one| one["namespace"] == namespace && one["name"] == service))
+        services
+            .is_some_and(|all| all.iter().any(|one| one["namespace"] == namespace && one["name"] == service))
     };
-    let vip = items.iter().find(named).with_context(|| format!("service {namespace}/{service} has no virtual IP"))?;
+    let vip = items
+        .iter()
+        .find(named)
+        .with_context(|| format!("service {namespace}/{service} has no virtual IP"))?;
     Ok(vip["spec"]["address"].as_str().unwrap_or_default().parse()?)
 }
 
@@ -44,7 +48,8 @@ pub fn owners(lab: &Lab, vip: Ipv4Addr) -> Result<Vec<Owner>> {
     let macs = lab.arp_owner(vip, ARP)?;
     macs.iter()
         .map(|mac| {
-            let number = lab.node_of_mac(mac).with_context(|| format!("{mac} answers for {vip} and is no node"))?;
+            let number =
+                lab.node_of_mac(mac).with_context(|| format!("{mac} answers for {vip} and is no node"))?;
             Ok(Owner { node: format!("node-{number}"), number })
         })
         .collect()
@@ -99,7 +104,9 @@ pub fn bound_on(lab: &Lab, vip: Ipv4Addr) -> Result<Vec<u8>> {
 pub fn wait_status_owner(lab: &Lab, vip: Ipv4Addr, node: &str, limit: Duration) -> Result<()> {
     command::until(&format!("status.node of {vip} to be {node}"), limit, || {
         let found = field(lab, vip, "{.status.node}")?;
-        if found != node { bail!("it is {found:?}") }
+        if found != node {
+            bail!("it is {found:?}");
+        }
         Ok(Some(()))
     })
 }
@@ -109,7 +116,9 @@ pub fn wait_backends(lab: &Lab, vip: Ipv4Addr, count: u32, limit: Duration) -> R
     let wanted = format!("{count}/{count}");
     command::until(&format!("{wanted} backends of {vip}"), limit, || {
         let found = field(lab, vip, "{.status.backends.ready}/{.status.backends.total}")?;
-        if found != wanted { bail!("there are {found}") }
+        if found != wanted {
+            bail!("there are {found}");
+        }
         Ok(Some(()))
     })
 }
@@ -125,7 +134,12 @@ pub fn destinations(node: &Node<'_>, vip: Ipv4Addr, port: u16) -> Result<BTreeMa
     let table = node.exec("ipvsadm -Ln")?.ok()?.stdout;
     let head = format!("TCP  {vip}:{port} ");
     let mut found = BTreeMap::new();
-    for line in table.lines().skip_while(|line| !line.starts_with(&head)).skip(1).take_while(|line| line.starts_with("  ->")) {
+    for line in table
+        .lines()
+        .skip_while(|line| !line.starts_with(&head))
+        .skip(1)
+        .take_while(|line| line.starts_with("  ->"))
+    {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let [_, destination, _, weight, ..] = words.as_slice() {
             found.insert((*destination).to_owned(), weight.parse()?);
@@ -136,7 +150,9 @@ pub fn destinations(node: &Node<'_>, vip: Ipv4Addr, port: u16) -> Result<BTreeMa
 
 /// What is left of the product on a node: addresses, IPVS services, nftables tables.
 pub fn leftovers(node: &Node<'_>) -> Result<Vec<String>> {
-    let ours = |text: &str, mark: &str| text.lines().filter(|line| line.contains(mark)).map(str::trim).map(str::to_owned).collect::<Vec<_>>();
+    let ours = |text: &str, mark: &str| {
+        text.lines().filter(|line| line.contains(mark)).map(str::trim).map(str::to_owned).collect::<Vec<_>>()
+    };
     let mut left = ours(&node.exec("ip -oneline -4 address show")?.ok()?.stdout, " 10.87.2.");
     left.extend(ours(&node.exec("ipvsadm -Ln")?.ok()?.stdout, " 10.87.2."));
     left.extend(ours(&node.exec("nft list tables")?.ok()?.stdout, "kubectl-vip"));
@@ -147,7 +163,11 @@ pub fn leftovers(node: &Node<'_>) -> Result<Vec<String>> {
 pub fn cluster_leftovers(lab: &Lab) -> Result<BTreeSet<String>> {
     let kinds = "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding,namespace";
     let names = lab.kubectl(["get", kinds, "-o", "name"])?.ok()?.stdout;
-    Ok(names.lines().filter(|name| name.contains("kubectl-vip") || name.contains("vip-node")).map(str::to_owned).collect())
+    Ok(names
+        .lines()
+        .filter(|name| name.contains("kubectl-vip") || name.contains("vip-node"))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Writes the agents' logs beside the others. For when something went wrong, so nothing here is an error.

@@ -114,7 +114,10 @@ spec:
 
     /// Removes it and its namespace, without waiting.
     pub fn remove(&self) -> Result<()> {
-        self.lab.kubectl(["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"])?.ok().map(drop)
+        self.lab
+            .kubectl(["delete", "namespace", &self.namespace, "--wait=false", "--ignore-not-found"])?
+            .ok()
+            .map(drop)
     }
 
     fn count(&self) -> Result<(usize, usize)> {
@@ -122,7 +125,8 @@ spec:
         let items = pods["items"].as_array().context("no list of pods")?;
         let ready = |pod: &&Value| {
             let conditions = pod["status"]["conditions"].as_array();
-            let ready = conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"));
+            let ready = conditions
+                .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"));
             ready && pod["metadata"]["deletionTimestamp"].is_null()
         };
         Ok((items.iter().filter(ready).count(), items.len()))
@@ -130,7 +134,8 @@ spec:
 
     fn list(&self) -> Result<Value> {
         let label = format!("app={}", self.name);
-        let pods = self.lab.kubectl(["get", "pods", "-n", &self.namespace, "-l", &label, "-o", "json"])?.ok()?;
+        let pods =
+            self.lab.kubectl(["get", "pods", "-n", &self.namespace, "-l", &label, "-o", "json"])?.ok()?;
         Ok(serde_json::from_str(&pods.stdout)?)
     }
 }

@@ -1,132 +1,30 @@
 //! The election on the wire: real `vip-node vrrp` processes in namespaces on one bridge, told what to do over their
 //! socket as the agent would, with keepalived, firewalls and foreign packets beside them.
 
+#[path = "netns/keepalived.rs"]
+mod keepalived;
+#[path = "netns/vrrp.rs"]
+mod vrrp;
+
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-    process::{Child, Command},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Host, Segment, command, paths};
-use vip_core::{
-    api::VrrpState,
-    vrrp::{Family, RouterConfig, RouterId, rank},
-};
-use vip_node::link::{self, Order, Report};
+use lab::{Host, Segment, command};
+use vip_core::{api::VrrpState, vrrp::Family};
+use vip_node::link::Order;
 
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 87, 2, 50);
-const VRID: u8 = 77;
-const SOON: Duration = Duration::from_secs(10);
-
-/// A running `vip-node vrrp` and the agent's end of its socket.
-struct Vrrp<'a> {
-    host: &'a Host,
-    number: u8,
-    process: Child,
-    folder: PathBuf,
-    reports: tokio::sync::watch::Receiver<Option<Report>>,
-    orders: tokio::sync::mpsc::UnboundedSender<Order>,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl<'a> Vrrp<'a> {
-    fn start(segment: &'a Segment, number: u8) -> Result<Self> {
-        let host = segment.host(number);
-        let binary = paths::target().join("debug/vip-node");
-        ensure!(binary.exists(), "vip-node is not built: make build");
-        let folder = std::env::temp_dir().join(host.netns().name());
-        fs::create_dir_all(&folder)?;
-        let socket = folder.join("vrrp.sock");
-        let _ = fs::remove_file(&socket);
-        let log = fs::File::create(folder.join("vrrp.log"))?;
-        let process = host.spawn(Command::new(&binary).arg("vrrp").arg("--link").arg(&socket).stderr(log))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (publish, reports) = tokio::sync::watch::channel(None);
-        let (orders, mut inbox) = tokio::sync::mpsc::unbounded_channel::<Order>();
-        let deadline = Instant::now() + SOON;
-        let (mut sender, mut receiver) = runtime.block_on(async {
-            loop {
-                match link::connect(&socket).await {
-                    Ok(link) => return Ok(link),
-                    Err(error) if Instant::now() > deadline => return Err(error),
-                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-                }
-            }
-        })?;
-        runtime.spawn(async move {
-            while let Some(report) = receiver.recv().await {
-                publish.send_replace(Some(report));
-            }
-        });
-        runtime.spawn(async move {
-            while let Some(order) = inbox.recv().await {
-                if sender.send(&order).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self { host, number, process, folder, reports, orders, _runtime: runtime })
-    }
-
-    /// Orders the election of `VIP`, with a rank among three nodes.
-    fn elect(&self) -> Result<()> {
-        let names = ["node-1", "node-2", "node-3"];
-        self.elect_with(rank::priority(&format!("node-{}", self.number), names, VRID))
-    }
-
-    fn elect_with(&self, priority: u8) -> Result<()> {
-        let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: VRID };
-        let config = RouterConfig {
-            id,
-            priority,
-            interval: Duration::from_millis(100),
-            preempt: false,
-            addresses: vec![VIP.into()],
-            peers: vec![],
-        };
-        Ok(self.orders.send(Order::Elect(vec![config]))?)
-    }
-
-    fn report(&self) -> Report {
-        self.reports.borrow().clone().unwrap_or_default()
-    }
-
-    fn state(&self) -> VrrpState {
-        self.report().routers.first().map_or(VrrpState::Init, |router| router.state)
-    }
-
-    fn refused(&self, kind: &str) -> u64 {
-        self.report().refused.get(kind).copied().unwrap_or_default()
-    }
-
-    fn is_bound(&self) -> Result<bool> {
-        Ok(self.host.exec("ip -oneline address show dev eth0")?.ok()?.stdout.contains(&format!(" {VIP}/32 ")))
-    }
-
-    fn signal(&self, name: &str) -> Result<()> {
-        command::words(&["kill", &format!("-{name}"), &self.process.id().to_string()])?.ok().map(drop)
-    }
-}
-
-impl Drop for Vrrp<'_> {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        if thread::panicking() {
-            eprintln!("the log of host {}: {}", self.number, self.folder.join("vrrp.log").display());
-        } else {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
-}
+use keepalived::Keepalived;
+use vrrp::{SOON, VIP, VRID, Vrrp};
 
 /// Three hosts that elect.
 fn three(segment: &Segment) -> Result<Vec<Vrrp<'_>>> {
-    let all: Vec<Vrrp<'_>> = (1..=3).map(|number| Vrrp::start(segment, number)).collect::<Result<_>>()?;
+    let all: Vec<Vrrp<'_>> =
+        (1..=3).map(|number| Vrrp::start(segment.host(number), number)).collect::<Result<_>>()?;
     all.iter().try_for_each(Vrrp::elect)?;
     Ok(all)
 }
@@ -165,7 +63,8 @@ fn inject(host: &Host, ttl: u32, payload: &[u8]) -> Result<()> {
                   s.setsockopt(socket.SOL_SOCKET,socket.SO_BINDTODEVICE,b'eth0')\ns.sendto(bytes.fromhex(sys.argv[2]),('224.0.0.18',0))";
     let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
     let ttl = ttl.to_string();
-    let output = host.netns().exec(Command::new("python3").args(["-c", script, &ttl, &hex]), command::LIMIT)?;
+    let output =
+        host.netns().exec(Command::new("python3").args(["-c", script, &ttl, &hex]), command::LIMIT)?;
     output.ok().map(drop)
 }
 
@@ -181,19 +80,30 @@ fn one_owner_and_another_when_its_link_is_cut() -> Result<()> {
     let all = three(&segment)?;
     let client = segment.host(4);
     let owner = one_owner(&all)?;
-    ensure!(client.arp_owner(VIP, Duration::from_millis(300))? == [all[owner].host.mac()?], "the owner does not answer ARP");
+    ensure!(
+        client.arp_owner(VIP, Duration::from_millis(300))? == [all[owner].host.mac()?],
+        "the owner does not answer ARP"
+    );
 
     // The card keeps its carrier: the owner cannot know that it is alone.
     segment.isolate(all[owner].number)?;
     let cut = Instant::now();
     let rest: Vec<usize> = (0..3).filter(|index| *index != owner).collect();
-    let next = command::until("a successor", SOON, || Ok(rest.iter().copied().find(|i| all[*i].state() == VrrpState::Master)))?;
+    let next = command::until("a successor", SOON, || {
+        Ok(rest.iter().copied().find(|i| all[*i].state() == VrrpState::Master))
+    })?;
     println!("taken over after {} ms", cut.elapsed().as_millis());
-    ensure!(client.arp_owner(VIP, Duration::from_millis(300))? == [all[next].host.mac()?], "the successor does not answer ARP");
+    ensure!(
+        client.arp_owner(VIP, Duration::from_millis(300))? == [all[next].host.mac()?],
+        "the successor does not answer ARP"
+    );
     segment.rejoin(all[owner].number)?;
     let settled = one_owner(&all)?;
     still(&all, settled)?;
-    ensure!(client.arp_owner(VIP, Duration::from_millis(300))? == [all[settled].host.mac()?], "after healing another one answers");
+    ensure!(
+        client.arp_owner(VIP, Duration::from_millis(300))? == [all[settled].host.mac()?],
+        "after healing another one answers"
+    );
     Ok(())
 }
 
@@ -205,10 +115,14 @@ fn a_lost_carrier_releases_the_address_and_is_trusted_again_later() -> Result<()
     segment.unplug(all[owner].number)?;
     let next = one_owner(&all)?;
     ensure!(next != owner, "the owner without a carrier kept the address");
-    let trouble = command::until("a reason", SOON, || Ok(all[owner].report().routers.first().and_then(|r| r.trouble.clone())))?;
+    let trouble = command::until("a reason", SOON, || {
+        Ok(all[owner].report().routers.first().and_then(|r| r.trouble.clone()))
+    })?;
     ensure!(trouble.1.contains("carrier"), "{trouble:?}");
     segment.plug(all[owner].number)?;
-    command::until("the old owner to take part again", SOON, || Ok((all[owner].state() == VrrpState::Backup).then_some(())))?;
+    command::until("the old owner to take part again", SOON, || {
+        Ok((all[owner].state() == VrrpState::Backup).then_some(()))
+    })?;
     still(&all, next)
 }
 
@@ -240,7 +154,9 @@ fn killed_it_leaves_the_address_to_the_kernel_and_restarted_it_cleans_up() -> Re
     segment.host(number).exec("ip address add 10.87.2.99/32 dev eth0")?.ok()?;
     all[owner].signal("KILL")?;
     let killed = Instant::now();
-    command::until("the kernel to remove the address", Duration::from_secs(6), || Ok((!all[owner].is_bound()?).then_some(())))?;
+    command::until("the kernel to remove the address", Duration::from_secs(6), || {
+        Ok((!all[owner].is_bound()?).then_some(()))
+    })?;
     println!("gone after {} ms", killed.elapsed().as_millis());
     drop(all.remove(owner));
     let next = one_owner(&all)?;
@@ -248,7 +164,7 @@ fn killed_it_leaves_the_address_to_the_kernel_and_restarted_it_cleans_up() -> Re
     all[next].signal("KILL")?;
     let number = all[next].number;
     drop(all.remove(next));
-    let again = Vrrp::start(&segment, number)?;
+    let again = Vrrp::start(segment.host(number), number)?;
     ensure!(!again.is_bound()?, "the leftover of the run before is still there");
     let foreign = segment.host(1).exec("ip -oneline address show dev eth0")?.stdout
         + &segment.host(2).exec("ip -oneline address show dev eth0")?.stdout
@@ -260,7 +176,7 @@ fn killed_it_leaves_the_address_to_the_kernel_and_restarted_it_cleans_up() -> Re
 #[test]
 fn an_address_that_another_program_deletes_is_back_at_once() -> Result<()> {
     let segment = Segment::new(1)?;
-    let vrrp = Vrrp::start(&segment, 1)?;
+    let vrrp = Vrrp::start(segment.host(1), 1)?;
     vrrp.elect()?;
     let all = [vrrp];
     one_owner(&all)?;
@@ -273,11 +189,13 @@ fn an_address_that_another_program_deletes_is_back_at_once() -> Result<()> {
 fn an_address_that_the_interface_has_already_is_not_taken() -> Result<()> {
     let segment = Segment::new(1)?;
     segment.host(1).exec(&format!("ip address add {VIP}/32 dev eth0"))?.ok()?;
-    let vrrp = Vrrp::start(&segment, 1)?;
+    let vrrp = Vrrp::start(segment.host(1), 1)?;
     vrrp.elect()?;
-    let trouble = command::until("a reason", SOON, || Ok(vrrp.report().routers.first().and_then(|r| r.trouble.clone())))?;
+    let trouble = command::until("a reason", SOON, || {
+        Ok(vrrp.report().routers.first().and_then(|r| r.trouble.clone()))
+    })?;
     ensure!(trouble.1.contains("another program"), "{trouble:?}");
-    vrrp.orders.send(Order::Elect(vec![]))?;
+    vrrp.order(Order::Elect(vec![]))?;
     thread::sleep(Duration::from_millis(500));
     ensure!(vrrp.is_bound()?, "an address of somebody else was removed");
     Ok(())
@@ -286,7 +204,7 @@ fn an_address_that_the_interface_has_already_is_not_taken() -> Result<()> {
 #[test]
 fn what_is_foreign_or_was_routed_changes_nothing_and_is_counted() -> Result<()> {
     let segment = Segment::new(2)?;
-    let vrrp = Vrrp::start(&segment, 1)?;
+    let vrrp = Vrrp::start(segment.host(1), 1)?;
     vrrp.elect_with(100)?;
     let all = [vrrp];
     one_owner(&all)?;
@@ -322,33 +240,20 @@ fn a_firewall_that_drops_vrrp_does_not_split_them() -> Result<()> {
     still(&all, owner)
 }
 
-fn keepalived(host: &Host, priority: u8) -> Result<(Child, PathBuf)> {
-    let folder = std::env::temp_dir().join(format!("{}-keepalived", host.netns().name()));
-    fs::create_dir_all(&folder)?;
-    let config = folder.join("keepalived.conf");
-    fs::write(
-        &config,
-        format!(
-            "global_defs {{ vrrp_version 3\n vrrp_garp_master_delay 1\n }}\nvrrp_instance one {{\n state BACKUP\n interface eth0\n \
-             virtual_router_id {VRID}\n priority {priority}\n advert_int 0.1\n virtual_ipaddress {{ {VIP}/32 }}\n}}\n"
-        ),
-    )?;
-    let log = fs::File::create(folder.join("log"))?;
-    let mut program = Command::new("keepalived");
-    program.args(["--dont-fork", "--log-console", "--vrrp", "--use-file"]).arg(&config);
-    program.arg("--pid").arg(folder.join("pid")).arg("--vrrp_pid").arg(folder.join("vrrp.pid"));
-    Ok((host.spawn(program.stdout(log))?, folder))
-}
-
 #[test]
 fn beside_keepalived_there_is_one_master_both_ways_round() -> Result<()> {
     for (ours, theirs) in [(200, 100), (100, 200)] {
         let segment = Segment::new(2)?;
-        let (mut process, folder) = keepalived(segment.host(2), theirs)?;
-        let vrrp = Vrrp::start(&segment, 1)?;
+        let keepalived = Keepalived::start(segment.host(2), theirs)?;
+        let vrrp = Vrrp::start(segment.host(1), 1)?;
         vrrp.elect_with(ours)?;
         let has = |number: u8| -> Result<bool> {
-            Ok(segment.host(number).exec("ip -oneline address show dev eth0")?.ok()?.stdout.contains(&format!(" {VIP}/32 ")))
+            Ok(segment
+                .host(number)
+                .exec("ip -oneline address show dev eth0")?
+                .ok()?
+                .stdout
+                .contains(&format!(" {VIP}/32 ")))
         };
         let settled = command::until("one master", SOON, || {
             thread::sleep(Duration::from_millis(700));
@@ -359,13 +264,11 @@ fn beside_keepalived_there_is_one_master_both_ways_round() -> Result<()> {
         while Instant::now() < end {
             both += usize::from(has(1)? == has(2)?);
         }
-        command::words(&["kill", &process.id().to_string()])?.ok()?;
-        command::wait(&mut process, Duration::from_secs(5))?;
+        keepalived.stop()?;
         settled?;
         ensure!(both == 0, "with priorities {ours} and {theirs}: {both} times none or both had the address");
         let alone = [vrrp];
         one_owner(&alone)?;
-        fs::remove_dir_all(folder)?;
     }
     Ok(())
 }
@@ -373,13 +276,14 @@ fn beside_keepalived_there_is_one_master_both_ways_round() -> Result<()> {
 #[test]
 fn a_report_names_interfaces_without_the_virtual_ips() -> Result<()> {
     let segment = Segment::new(1)?;
-    let vrrp = Vrrp::start(&segment, 1)?;
+    let vrrp = Vrrp::start(segment.host(1), 1)?;
     vrrp.elect()?;
     let all = [vrrp];
     one_owner(&all)?;
     thread::sleep(Duration::from_millis(1200));
     let report = all[0].report();
-    let addresses: Vec<IpAddr> = report.interfaces.iter().flat_map(|i| &i.addresses).map(|net| net.addr()).collect();
+    let addresses: Vec<IpAddr> =
+        report.interfaces.iter().flat_map(|i| &i.addresses).map(|net| net.addr()).collect();
     ensure!(addresses.contains(&IpAddr::V4(segment.host(1).address())), "{addresses:?}");
     ensure!(!addresses.contains(&IpAddr::V4(VIP)), "{addresses:?}");
     Ok(())

@@ -19,7 +19,7 @@ use nix::{
 use serde_json::json;
 
 use super::{address, address6, pod_networks, sysctl};
-use crate::{binaries, command, image, netns::Netns};
+use crate::{binaries, command, image, netns::Netns, store};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
@@ -33,13 +33,14 @@ pub(super) fn run(folder: &Path, number: u8) -> Result<()> {
     sysctl("net/ipv4/ip_forward", "1")?;
     sysctl("net/ipv6/conf/all/forwarding", "1")?;
     configure(folder, number, &name)?;
+    store::link(&folder.join("store"), &folder.join("shared/store-is-filled"))?;
 
     let logs = folder.join("logs");
     let kubeconfig = folder.join("pki").join(format!("{name}.conf"));
     let mut containerd = Command::new("containerd");
-    containerd.args(["--config", "/etc/lab/containerd.toml"]);
+    containerd.args(["--config", "/run/lab/containerd.toml"]);
     let mut kubelet = Command::new(binaries::path("kubelet")?);
-    kubelet.args(["--config", "/etc/lab/kubelet.json", "--root-dir", "/var/lib/kubelet"]);
+    kubelet.args(["--config", "/run/lab/kubelet.json", "--root-dir", "/var/lib/kubelet"]);
     kubelet.args(["--hostname-override", &name, "--kubeconfig"]).arg(&kubeconfig);
     kubelet.arg(format!("--node-ip={},{}", address(number), address6(number)));
     let proxy_kubeconfig = folder.join("pki").join(format!("{name}-proxy.conf"));
@@ -53,7 +54,6 @@ pub(super) fn run(folder: &Path, number: u8) -> Result<()> {
     let mut units = vec![Unit::start("containerd", containerd, &logs, &name)?];
     command::until("containerd", Duration::from_secs(60), || Ok(UnixStream::connect(SOCKET).ok()))?;
     units.push(Unit::start("kubelet", kubelet, &logs, &name)?);
-    import_all(&folder.join("shared/images"), &logs, &name)?;
     units.push(Unit::start("kube-proxy", proxy, &logs, &name)?);
     println!("{name} is started");
     loop {
@@ -120,7 +120,6 @@ fn mounts() -> Result<()> {
         "/var/log/pods",
         "/var/log/containers",
         "/etc/cni/net.d",
-        "/etc/lab",
     ] {
         fs::create_dir_all(folder).with_context(|| format!("can't make {folder}"))?;
     }
@@ -158,7 +157,7 @@ fn configure(folder: &Path, number: u8, name: &str) -> Result<()> {
         "nodeStatusUpdateFrequency": "4s",
         "localStorageCapacityIsolation": false,
     });
-    fs::write("/etc/lab/kubelet.json", kubelet.to_string())?;
+    fs::write("/run/lab/kubelet.json", kubelet.to_string())?;
     let containerd = format!(
         r#"version = 2
 [timeouts]
@@ -178,24 +177,6 @@ fn configure(folder: &Path, number: u8, name: &str) -> Result<()> {
 "#,
         pause = image::PAUSE
     );
-    fs::write("/etc/lab/containerd.toml", containerd)?;
-    Ok(())
-}
-
-/// Loads every archive of a folder. One that can't be loaded is reported and left out.
-fn import_all(folder: &Path, logs: &Path, name: &str) -> Result<()> {
-    let mut archives: Vec<_> = fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
-    // The small ones first: the pause image is needed by every pod.
-    archives.sort_by_key(|path| fs::metadata(path).map_or(0, |data| data.len()));
-    let mut report = String::new();
-    for archive in archives {
-        let start = Instant::now();
-        let mut ctr = Command::new("ctr");
-        ctr.args(["--namespace", "k8s.io", "images", "import"]).arg(&archive);
-        let result = command::run(&mut ctr, Duration::from_secs(180)).and_then(command::Output::ok);
-        let result = result.map_or_else(|error| format!("{error:#}"), |_| "loaded".to_owned());
-        report += &format!("{} {result} in {} ms\n", archive.display(), start.elapsed().as_millis());
-    }
-    fs::write(logs.join(format!("{name}-images.log")), report)?;
+    fs::write("/run/lab/containerd.toml", containerd)?;
     Ok(())
 }

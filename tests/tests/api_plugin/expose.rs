@@ -1,0 +1,177 @@
+//! Drawing addresses and giving them back.
+
+use std::{collections::BTreeSet, thread};
+
+use serde_json::Value;
+
+use super::{USERS, installed, namespace, pool, refused, said, vip};
+
+#[test]
+fn fifty_at_once_get_fifty_addresses_and_one_more_is_told() {
+    let (lab, _guard) = installed();
+    let names: Vec<String> = (1..=51).map(|number| format!("s{number}")).collect();
+    let services: Vec<(&str, u16, &str)> = names.iter().map(|name| (name.as_str(), 80, "TCP")).collect();
+    namespace(lab, "fifty", &services);
+    lab.kubectl(["delete", "vippool", "fifty", "--ignore-not-found"]).unwrap();
+    said(lab, "pool create fifty 10.98.50.1-10.98.50.50 --auto-assign=false --virtual-routers 150-199");
+
+    let lines = thread::scope(|scope| {
+        let running: Vec<_> = names[..50]
+            .iter()
+            .map(|name| {
+                scope.spawn(move || {
+                    said(lab, &format!("expose svc/{name} -n fifty --pool fifty --wait=false"))
+                })
+            })
+            .collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<String>>()
+    });
+    let addresses: BTreeSet<&str> =
+        lines.iter().map(|line| line.split_once("exposed: ").unwrap().1.split(' ').next().unwrap()).collect();
+    assert_eq!(addresses.len(), 50, "{lines:#?}");
+
+    let one_more = refused(lab, "expose svc/s51 -n fifty --pool fifty");
+    assert!(
+        one_more.starts_with(
+            "Error: pool \"fifty\": 0 of 50 addresses free\nhint: kubectl vip pool set fifty --add RANGE"
+        ),
+        "{one_more}"
+    );
+
+    let all = lab.kubectl(["get", "virtualips", "-o", "json"]).unwrap();
+    let all: Value = serde_json::from_str(&all.stdout).unwrap();
+    let routers: BTreeSet<i64> = all["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|vip| vip["metadata"]["name"].as_str().unwrap().starts_with("10.98.50."))
+        .map(|vip| vip["spec"]["virtualRouter"].as_i64().unwrap())
+        .collect();
+    assert_eq!(routers.len(), 50, "each has a virtual router of its own");
+}
+
+#[test]
+fn an_address_is_drawn_shown_and_given_back() {
+    let (lab, _guard) = installed();
+    namespace(lab, "draw", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
+    pool(lab, "draw", "10.98.1.0/30");
+    let tell = "(pool draw, owner <pending>, <pending> backends)";
+    let web = format!("service/web exposed: 10.98.1.1 {tell}");
+    assert_eq!(said(lab, "expose svc/web -n draw --pool draw --wait=false"), format!("{web}\n"));
+    assert_eq!(said(lab, "expose service web -n draw"), format!("{web} (unchanged)\n"));
+    assert_eq!(
+        said(lab, "expose svc/api -n draw --pool draw --dry-run"),
+        "service/api exposed: 10.98.1.2 (pool draw) (dry run)\n"
+    );
+    let yaml = said(
+        lab,
+        "expose svc/api -n draw --pool draw --dry-run=server -o yaml --scheduler rr --persistence 30m",
+    );
+    assert!(yaml.contains("scheduler: rr") && yaml.contains("persistenceSeconds: 1800"), "{yaml}");
+    assert_eq!(
+        said(lab, "unexpose svc/web -n draw --dry-run"),
+        "service/web unexposed: 10.98.1.1 released (dry run)\n"
+    );
+    assert_eq!(said(lab, "unexpose svc/web -n draw"), "service/web unexposed: 10.98.1.1 released\n");
+    assert_eq!(refused(lab, "unexpose svc/web -n draw"), "Error: service draw/web has no virtual IP");
+    assert_eq!(
+        said(lab, "expose svc/api -n draw --pool draw --wait=false"),
+        format!("service/api exposed: 10.98.1.1 {tell}\n"),
+        "the lowest address is free again"
+    );
+    assert_eq!(said(lab, "unexpose 10.98.1.1"), "virtualip/10.98.1.1 released (was draw/api)\n");
+}
+
+#[test]
+fn several_services_share_an_address_on_different_ports() {
+    let (lab, _guard) = installed();
+    namespace(
+        lab,
+        "share",
+        &[("web", 80, "TCP"), ("api", 80, "TCP"), ("dns", 53, "UDP"), ("mail", 25, "TCP")],
+    );
+    pool(lab, "share", "10.98.2.1-10.98.2.4");
+    said(lab, "expose svc/web -n share --ip 10.98.2.3 --wait=false");
+    assert_eq!(
+        refused(lab, "expose svc/dns -n share --ip 10.98.2.3"),
+        "Error: 10.98.2.3 belongs to service share/web\nhint: --share puts several Services on one address, on different ports"
+    );
+    assert_eq!(
+        refused(lab, "expose svc/api -n share --ip 10.98.2.3 --share"),
+        "Error: TCP port 80 of 10.98.2.3 belongs to service share/web, so service share/api cannot share the address"
+    );
+    let both = thread::scope(|scope| {
+        ["dns", "mail"]
+            .map(|name| {
+                scope.spawn(move || {
+                    said(lab, &format!("expose svc/{name} -n share --ip 10.98.2.3 --share --wait=false"))
+                })
+            })
+            .map(|thread| thread.join().unwrap())
+    });
+    assert!(both.iter().all(|line| line.contains("exposed: 10.98.2.3 ")), "{both:?}");
+    assert_eq!(
+        said(lab, "expose svc/api -n share --pool share --share --wait=false").split(' ').nth(2),
+        Some("10.98.2.1"),
+        "no address has room for port 80"
+    );
+    let left = said(lab, "unexpose svc/web -n share");
+    assert!(left.starts_with("service/web unexposed: 10.98.2.3 stays with share/"), "{left}");
+    assert_eq!(
+        said(lab, "unexpose svc/dns -n share"),
+        "service/dns unexposed: 10.98.2.3 stays with share/mail\n"
+    );
+    assert_eq!(said(lab, "unexpose svc/mail -n share"), "service/mail unexposed: 10.98.2.3 released\n");
+}
+
+#[test]
+fn who_may_not_update_a_service_is_refused_by_the_api_server_in_one_sentence() {
+    let (lab, _guard) = installed();
+    namespace(lab, "rights", &[("web", 80, "TCP")]);
+    pool(lab, "rights", "10.98.3.1-10.98.3.4");
+    let bob = format!("--as bob --as-group {USERS} -n rights");
+    assert_eq!(
+        refused(lab, &format!("expose svc/web --pool rights {bob}")),
+        "Error from server (Forbidden): user \"bob\" cannot get services in \"rights\"\n\
+         hint: kubectl auth can-i get services -n rights"
+    );
+    let role = |name: &str, verbs: &str| {
+        let verbs = format!("--verb={verbs}");
+        let create = ["create", "role", name, verbs.as_str(), "--resource=services", "-n", "rights"];
+        lab.kubectl(["delete", "role,rolebinding", name, "-n", "rights", "--ignore-not-found"])
+            .unwrap()
+            .ok()
+            .unwrap();
+        lab.kubectl(create).unwrap().ok().unwrap();
+        let role = format!("--role={name}");
+        lab.kubectl(["create", "rolebinding", name, &role, "--user=bob", "-n", "rights"])
+            .unwrap()
+            .ok()
+            .unwrap();
+    };
+    lab.kubectl(["delete", "role,rolebinding", "writer", "-n", "rights", "--ignore-not-found"])
+        .unwrap()
+        .ok()
+        .unwrap();
+    role("reader", "get,list");
+    lab::command::until("bob's right to read", std::time::Duration::from_secs(20), || {
+        let output = vip(lab, &format!("expose svc/web --pool rights --wait=false {bob}"))?;
+        Ok((!output.stderr.contains("cannot get services")).then_some(output))
+    })
+    .map(|output| {
+        assert_eq!(output.code, 1);
+        assert_eq!(
+            output.stderr.trim_end(),
+            "Error from server (Forbidden): user \"bob\" cannot update services in \"rights\" (service web), \
+             so it cannot bind virtual IP 10.98.3.1 to it\n\
+             hint: kubectl auth can-i update services -n rights"
+        );
+    })
+    .unwrap();
+    role("writer", "get,list,update,patch");
+    lab::command::until("bob's right to write", std::time::Duration::from_secs(20), || {
+        Ok(vip(lab, &format!("expose svc/web --pool rights --wait=false {bob}"))?.success().then_some(()))
+    })
+    .unwrap();
+    assert_eq!(said(lab, &format!("unexpose svc/web {bob}")), "service/web unexposed: 10.98.3.1 released\n");
+}

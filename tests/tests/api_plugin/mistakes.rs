@@ -1,0 +1,156 @@
+//! Mistakes and what is said about them, word by word.
+
+use lab::command;
+use serde_json::json;
+
+use super::{LIMIT, installed, namespace, pool, refused, said};
+
+#[test]
+fn services() {
+    let (lab, _guard) = installed();
+    namespace(lab, "mistakes", &[("web", 80, "TCP")]);
+    pool(lab, "mistakes", "10.98.4.1-10.98.4.4");
+    for spec in [
+        json!({"metadata": {"name": "named"}, "spec": {"type": "ExternalName", "externalName": "a.example"}}),
+        json!({"metadata": {"name": "lost"}, "spec": {"ports": [{"port": 80}]}}),
+    ] {
+        let mut service = spec;
+        service["apiVersion"] = json!("v1");
+        service["kind"] = json!("Service");
+        service["metadata"]["namespace"] = json!("mistakes");
+        lab.apply(&service.to_string()).unwrap();
+    }
+    let context = lab.kubectl(["config", "current-context"]).unwrap().text().to_owned();
+    let expose = |rest: &str| refused(lab, &format!("expose {rest} -n mistakes"));
+    assert_eq!(
+        expose("svc/wbe"),
+        format!(
+            "Error: services \"wbe\" not found (namespace mistakes, context {context}); did you mean \"web\"?"
+        )
+    );
+    assert_eq!(
+        expose("svc/named"),
+        "Error: service mistakes/named is an ExternalName, which is not supported: it has no endpoints, a VIP would lead nowhere"
+    );
+    assert_eq!(
+        expose("svc/lost"),
+        "Error: service mistakes/lost has neither selector nor EndpointSlices: a VIP would lead nowhere\n\
+         hint: kubectl describe service lost -n mistakes"
+    );
+    assert_eq!(
+        expose("deploy/web"),
+        "Error: there are no virtual IPs for a \"deploy\"\nhint: name the Service: svc/web"
+    );
+    assert_eq!(
+        expose("svc/web --pool mistaeks"),
+        "Error: pool \"mistaeks\" not found; did you mean \"mistakes\"?\nhint: kubectl vip pool list"
+    );
+    let outside = expose("svc/web --ip 172.31.255.9");
+    assert!(
+        outside.starts_with("Error: 172.31.255.9 is in no pool (")
+            && outside.contains("mistakes: 10.98.4.1-10.98.4.4"),
+        "{outside}"
+    );
+    said(lab, "expose svc/web -n mistakes --ip 10.98.4.2 --wait=false");
+    assert_eq!(
+        refused(lab, "expose svc/web -n mistakes --ip 10.98.4.3"),
+        "Error: service mistakes/web is already exposed at 10.98.4.2\nhint: kubectl vip unexpose svc/web -n mistakes"
+    );
+    assert_eq!(
+        refused(lab, "pool delete mistakes"),
+        "Error: pool \"mistakes\" is in use: 1 of its addresses are virtual IPs: 10.98.4.2 (mistakes/web)\n\
+         hint: take them away first: kubectl vip unexpose VIP"
+    );
+    let waited = super::vip(lab, "expose svc/lost2 -n mistakes").unwrap();
+    assert_eq!(waited.code, 1);
+    said(lab, "unexpose svc/web -n mistakes");
+    assert_eq!(said(lab, "pool delete mistakes"), "vippool.kubectl-vip.io/mistakes deleted\n");
+}
+
+#[test]
+fn pools() {
+    let (lab, _guard) = installed();
+    pool(lab, "near", "10.98.5.0/28");
+    let create = |rest: &str| refused(lab, &format!("pool create far {rest}"));
+    assert_eq!(create("192.168.10.240/33"), "Error: \"192.168.10.240/33\": an IPv4 prefix is 0 to 32");
+    assert_eq!(
+        create("10.98.5.9-10.98.5.1"),
+        "Error: \"10.98.5.9-10.98.5.1\": a range goes upwards: 10.98.5.1-10.98.5.9"
+    );
+    assert_eq!(
+        create("10.98.5.14-10.98.5.20"),
+        "Error: pool \"far\" overlaps pool \"near\" (10.98.5.0/28) at 10.98.5.14\n\
+         hint: each address belongs to one pool: kubectl vip pool list"
+    );
+    assert_eq!(
+        create("10.96.0.9"),
+        "Error: pool \"far\" holds 10.96.0.9 of the cluster's network of Services (10.96.0.0/16)\n\
+         hint: a pool has addresses of the LAN that nobody else gives out"
+    );
+    assert_eq!(
+        create("fd00::1"),
+        "Error: pool \"far\" has IPv6 addresses (fd00::1), which this version cannot announce"
+    );
+    assert_eq!(
+        create("10.98.5.32/28 --virtual-routers 5"),
+        "Error: virtual router 5 of pool \"far\" belongs to pool \"near\" (5)\n\
+         hint: leave --virtual-routers out, and free ones are chosen"
+    );
+    assert_eq!(
+        refused(lab, "pool create near 10.98.5.32/28"),
+        "Error: pool \"near\" already exists\nhint: kubectl vip pool set near --add RANGE"
+    );
+    assert_eq!(
+        said(lab, "pool set near --add 10.98.5.32 --exclude 10.98.5.1"),
+        "vippool.kubectl-vip.io/near configured\n"
+    );
+    let list = said(lab, "pool list --no-headers");
+    assert!(
+        list.lines().any(|line| line.starts_with("near") && line.contains("10.98.5.0/28,10.98.5.32")),
+        "{list}"
+    );
+}
+
+#[test]
+fn connections() {
+    let (lab, _guard) = installed();
+    let alone = |line: &str, kubeconfig: &str| {
+        let mut kubectl = lab.kubectl_command().unwrap();
+        kubectl
+            .env("KUBECONFIG", kubeconfig)
+            .env("HOME", "/nonexistent")
+            .env_remove("KUBERNETES_SERVICE_HOST");
+        let output = command::run(kubectl.arg("vip").args(line.split_whitespace()), LIMIT).unwrap();
+        assert_eq!(output.code, 1, "{output:#?}");
+        output.stderr.trim_end().to_owned()
+    };
+    assert_eq!(
+        alone("status", ""),
+        "Error: no cluster configured: $KUBECONFIG unset, ~/.kube/config not found\n\
+         hint: name a kubeconfig file with --kubeconfig"
+    );
+    assert_eq!(
+        alone("status", "/nonexistent/a:/nonexistent/b"),
+        "Error: no cluster configured: $KUBECONFIG names /nonexistent/a not found, /nonexistent/b not found\n\
+         hint: name a kubeconfig file with --kubeconfig"
+    );
+    assert_eq!(
+        alone("status --kubeconfig /nonexistent/c", ""),
+        "Error: kubeconfig file /nonexistent/c does not exist"
+    );
+    assert_eq!(
+        alone("status --server https://127.0.0.1:1", ""),
+        "Error: the API server at https://127.0.0.1:1 does not answer: connection refused"
+    );
+    let context = refused(lab, "status --context nowhere");
+    assert!(context.starts_with("Error: context \"nowhere\" does not exist in "), "{context}");
+    assert_eq!(
+        refused(lab, "status --as bob"),
+        "Error from server (Forbidden): user \"bob\" cannot list virtualips.kubectl-vip.io\n\
+         hint: kubectl auth can-i list virtualips.kubectl-vip.io"
+    );
+    // A list with a file that is not there is as good as without it.
+    let mut kubectl = lab.kubectl_command().unwrap();
+    kubectl.env("KUBECONFIG", format!("/nonexistent/a:{}", lab.kubeconfig().display()));
+    command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).unwrap().ok().unwrap();
+}
