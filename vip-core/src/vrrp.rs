@@ -79,7 +79,8 @@ impl RouterConfig {
     /// Whether a sender is one to listen to: a known peer, or one that claims an address of ours (a new agent, or
     /// the router that is being replaced). A sender of the same identifier with neither is foreign.
     pub fn knows(&self, source: IpAddr, advert: &packet::Advert) -> bool {
-        self.peers.contains(&source) || advert.addresses.iter().any(|address| self.addresses.contains(address))
+        self.peers.contains(&source)
+            || advert.addresses.iter().any(|address| self.addresses.contains(address))
     }
 
     /// The advertisement of this router, with this or another priority.

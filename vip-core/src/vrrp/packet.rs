@@ -295,8 +295,10 @@ mod tests {
         assert_eq!(encode(Checksum::PseudoHeader), bytes(PSEUDO));
         assert_eq!(decode(&bytes(PLAIN), &context), Ok(advert()));
         assert_eq!(decode(&bytes(PSEUDO), &context), Ok(advert()));
-        let six =
-            Advert { addresses: vec!["fe80::100".parse().unwrap(), "2001:db8::100".parse().unwrap()], ..advert() };
+        let six = Advert {
+            addresses: vec!["fe80::100".parse().unwrap(), "2001:db8::100".parse().unwrap()],
+            ..advert()
+        };
         assert_eq!(six.encode(v6().source, v6().destination, Checksum::Plain), bytes(IPV6));
         assert_eq!(decode(&bytes(IPV6), &v6()), Ok(six));
     }
@@ -328,7 +330,12 @@ mod tests {
         let rows: [(&str, Vec<u8>, Context, Refusal); 13] = [
             ("4 TTL", bytes(PLAIN), Context { hop_limit: 254, ..v4() }, Refusal::HopLimit(254)),
             ("4 hop limit", bytes(IPV6), Context { hop_limit: 1, ..v6() }, Refusal::HopLimit(1)),
-            ("destination", bytes(PLAIN), Context { destination: unicast, ..v4() }, Refusal::Destination(unicast)),
+            (
+                "destination",
+                bytes(PLAIN),
+                Context { destination: unicast, ..v4() },
+                Refusal::Destination(unicast),
+            ),
             ("5 version", altered(&[(0, 0x21)], 12), v4(), Refusal::Version(2)),
             ("5 type", altered(&[(0, 0x32)], 12), v4(), Refusal::Type(2)),
             ("6 seven bytes", bytes(PLAIN)[..7].to_vec(), v4(), Refusal::Length(7)),

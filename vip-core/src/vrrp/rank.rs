@@ -28,10 +28,9 @@ pub fn order<'a>(nodes: impl IntoIterator<Item = &'a str>, vrid: u8) -> Vec<&'a 
 /// FNV-1a over the name, a zero and the identifier, then the finalizer of MurmurHash3, because FNV alone leaves names
 /// that differ in the last character close together.
 fn weight(node: &str, vrid: u8) -> u64 {
-    let mut hash = node
-        .bytes()
-        .chain([0, vrid])
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut hash = node.bytes().chain([0, vrid]).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
@@ -56,8 +55,10 @@ mod tests {
     fn priorities_are_spaced() {
         let names: Vec<String> = (0..20).map(|n| format!("n{n}")).collect();
         let all: Vec<&str> = names.iter().map(String::as_str).collect();
-        let priorities: Vec<u8> =
-            order(all.iter().copied(), 7).into_iter().map(|node| priority(node, all.iter().copied(), 7)).collect();
+        let priorities: Vec<u8> = order(all.iter().copied(), 7)
+            .into_iter()
+            .map(|node| priority(node, all.iter().copied(), 7))
+            .collect();
         assert_eq!(priorities[..9], [254, 224, 194, 164, 134, 104, 74, 44, 14]);
         assert!(priorities[9..].iter().all(|p| *p == 1), "{priorities:?}");
         let many: Vec<String> = (0..600).map(|n| format!("n{n}")).collect();

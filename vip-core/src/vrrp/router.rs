@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::packet::{Advert, MAX_LISTED};
+use super::packet::Advert;
 use super::{RouterConfig, timers};
 use crate::api::VrrpState;
 
@@ -46,13 +46,25 @@ pub struct Router {
     master: Option<IpAddr>,
     /// When an advertisement that loses was answered last.
     answered: Option<Duration>,
+    /// When a master has spoken last.
+    spoken: Duration,
 }
 
 impl Router {
     /// A router in state Init. `source` is its primary address on the interface.
     pub fn new(config: RouterConfig, source: IpAddr) -> Self {
         let interval = config.interval;
-        Self { config, source, state: VrrpState::Init, interval, deadline: None, leaving: false, master: None, answered: None }
+        Self {
+            config,
+            source,
+            state: VrrpState::Init,
+            interval,
+            deadline: None,
+            leaving: false,
+            master: None,
+            answered: None,
+            spoken: Duration::ZERO,
+        }
     }
 
     /// What it was told.
@@ -124,7 +136,9 @@ impl Router {
             VrrpState::Master => {
                 if advert.priority == 0 {
                     vec![self.advertise(now)]
-                } else if (advert.priority, from) > (self.config.priority, self.source) {
+                } else if (advert.priority, from) > (self.config.priority, self.source)
+                    || self.was_silent(now)
+                {
                     let mut actions = self.become_backup(now, Some((from, interval)));
                     actions.insert(0, Action::Release(self.config.addresses.clone()));
                     actions
@@ -141,15 +155,25 @@ impl Router {
             return Vec::new();
         }
         let old = std::mem::replace(&mut self.config, config);
+        if self.state == VrrpState::Backup && self.master.is_none() {
+            // No master whose interval could have been learned: the new settings say how long to wait.
+            let down = now + timers::down(self.config.priority, self.config.interval);
+            self.interval = self.config.interval;
+            self.deadline = self.deadline.map(|deadline| deadline.min(down));
+        }
         if self.state != VrrpState::Master || self.leaving {
             return Vec::new();
         }
+        let news = old.advert(old.priority) != self.config.advert(self.config.priority);
         let missing_in = |there: &[IpAddr], here: &[IpAddr]| -> Vec<IpAddr> {
             here.iter().filter(|address| !there.contains(address)).copied().collect()
         };
         let added = missing_in(&old.addresses, &self.config.addresses);
         let removed = missing_in(&self.config.addresses, &old.addresses);
-        let mut actions = vec![self.advertise(now)];
+        let mut actions = Vec::new();
+        if news {
+            actions.push(self.advertise(now));
+        }
         if !added.is_empty() {
             actions.extend([Action::Bind(added.clone()), Action::Announce(added)]);
         }
@@ -169,14 +193,14 @@ impl Router {
         }
         self.leaving = true;
         self.deadline = Some(now + HANDOVER);
-        vec![Action::Send(self.advert(0))]
+        vec![Action::Send(self.config.advert(0))]
     }
 
     /// Leaves at once, because it can serve no longer.
     pub fn stop(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.state == VrrpState::Master && !self.leaving {
-            actions.push(Action::Send(self.advert(0)));
+            actions.push(Action::Send(self.config.advert(0)));
         }
         actions.extend(self.let_go());
         actions
@@ -202,7 +226,12 @@ impl Router {
         self.master = None;
         self.answered = None;
         let addresses = self.config.addresses.clone();
-        vec![Action::Enter(VrrpState::Master), self.advertise(now), Action::Bind(addresses.clone()), Action::Announce(addresses)]
+        vec![
+            Action::Enter(VrrpState::Master),
+            self.advertise(now),
+            Action::Bind(addresses.clone()),
+            Action::Announce(addresses),
+        ]
     }
 
     fn become_backup(&mut self, now: Duration, heard: Option<(IpAddr, Duration)>) -> Vec<Action> {
@@ -234,24 +263,22 @@ impl Router {
     }
 
     fn advertise(&mut self, now: Duration) -> Action {
+        self.spoken = now;
         self.deadline = Some(now + self.config.interval);
-        Action::Send(self.advert(self.config.priority))
+        Action::Send(self.config.advert(self.config.priority))
     }
 
-    fn advert(&self, priority: u8) -> Advert {
-        Advert {
-            vrid: self.config.id.vrid,
-            priority,
-            interval: timers::to_centiseconds(self.config.interval),
-            addresses: self.config.addresses.iter().take(MAX_LISTED).copied().collect(),
-        }
+    /// Whether this master was silent for so long (a paused process) that another one may be master by right. Then it
+    /// gives way to whoever speaks, whatever the priorities: going on would move the addresses a second time.
+    fn was_silent(&self, now: Duration) -> bool {
+        now.saturating_sub(self.spoken) > self.config.interval * 3
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vrrp::{Family, RouterId};
+    use crate::vrrp::{Family, RouterId, packet::MAX_LISTED};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -353,14 +380,38 @@ mod tests {
             (ip(12), 0, vec!["send 100"]),
         ] {
             let mut router = master(100);
-            assert_eq!(kinds(&router.receive(SECOND * 4, from, &heard(priority, 100))), expected, "{from} {priority}");
+            assert_eq!(
+                kinds(&router.receive(SECOND * 4, from, &heard(priority, 100))),
+                expected,
+                "{from} {priority}"
+            );
         }
+    }
+
+    #[test]
+    fn a_master_that_was_silent_gives_way_to_whoever_speaks_and_goes_on_when_nobody_does() {
+        let late = SECOND * 9;
+        assert_eq!(kinds(&master(100).receive(late, ip(9), &heard(1, 100))), ["release", "Backup"]);
+        assert_eq!(kinds(&master(100).timeout(late)), ["send 100"]);
+        assert_eq!(kinds(&master(100).receive(late, ip(9), &heard(0, 100))), ["send 100"]);
+    }
+
+    #[test]
+    fn a_backup_that_knows_no_master_waits_as_its_new_settings_say() {
+        let mut router = Router::new(RouterConfig { interval: SECOND * 40, ..config(100, false) }, ip(11));
+        router.start(Duration::ZERO);
+        router.configure(SECOND, config(200, false));
+        assert_eq!(router.next_deadline(), Some(SECOND + timers::down(200, SECOND)));
+        router.receive(SECOND, ip(9), &heard(200, 300));
+        router.configure(SECOND * 2, config(100, false));
+        assert_eq!(router.next_deadline(), Some(SECOND + timers::down(200, SECOND * 3)));
     }
 
     #[test]
     fn two_that_both_answer_do_not_make_a_storm() {
         let mut router = master(100);
-        let storm = (0..1000).map(|i| router.receive(SECOND * 5 + Duration::from_millis(i), ip(12), &heard(99, 100)));
+        let storm =
+            (0..1000).map(|i| router.receive(SECOND * 5 + Duration::from_millis(i), ip(12), &heard(99, 100)));
         assert_eq!(storm.filter(|actions| !actions.is_empty()).count(), 4);
     }
 
@@ -389,7 +440,9 @@ mod tests {
         assert_eq!(kinds(&actions), ["send 100", "bind", "announce", "release"]);
         assert_eq!(actions[1], Action::Bind(vec![ip(51), ip(52)]));
         assert_eq!(actions[3], Action::Release(vec![ip(50)]));
-        assert_eq!(router.configure(SECOND * 5, new), []);
+        assert_eq!(router.configure(SECOND * 5, new.clone()), []);
+        // Other peers are no news for the others.
+        assert_eq!(router.configure(SECOND * 5, RouterConfig { peers: vec![ip(9)], ..new }), []);
     }
 
     #[test]

@@ -27,6 +27,8 @@ struct Host {
     router: Router,
     bound: bool,
     alive: bool,
+    /// A stopped process: what is sent to it waits in its socket.
+    paused: bool,
     takeovers: usize,
 }
 
@@ -49,10 +51,31 @@ fn address(host: usize) -> IpAddr {
     [10, 87, 0, u8::try_from(host).unwrap() + 11].into()
 }
 
+impl Host {
+    fn awake(&self) -> bool {
+        self.alive && !self.paused
+    }
+}
+
 impl Segment {
     fn new(count: usize, seed: u64) -> Self {
-        let mut this = Self { now: Duration::ZERO, hosts: vec![], flights: vec![], parts: vec![0; count], loss: 0, random: seed | 1 };
-        this.hosts = (0..count).map(|host| Host { router: this.fresh(host), bound: false, alive: true, takeovers: 0 }).collect();
+        let mut this = Self {
+            now: Duration::ZERO,
+            hosts: vec![],
+            flights: vec![],
+            parts: vec![0; count],
+            loss: 0,
+            random: seed | 1,
+        };
+        this.hosts = (0..count)
+            .map(|host| Host {
+                router: this.fresh(host),
+                bound: false,
+                alive: true,
+                paused: false,
+                takeovers: 0,
+            })
+            .collect();
         (0..count).for_each(|host| this.start(host));
         this
     }
@@ -112,27 +135,43 @@ impl Segment {
     /// Runs until a moment; what arrives is read before any timer fires.
     fn run_until(&mut self, end: Duration) {
         loop {
-            let timers = self.hosts.iter().filter(|h| h.alive).filter_map(|h| h.router.next_deadline());
-            let next = self.flights.iter().map(|f| f.at).chain(timers).min();
+            let timers = self.hosts.iter().filter(|h| h.awake()).filter_map(|h| h.router.next_deadline());
+            let next = self.arriving().map(|(_, flight)| flight.at).chain(timers).min();
             let Some(next) = next.filter(|next| *next <= end) else { break };
             self.now = self.now.max(next);
-            while let Some(index) = self.flights.iter().position(|f| f.at <= self.now) {
+            while let Some(index) = self.arrived() {
                 let Flight { from, to, bytes, .. } = self.flights.swap_remove(index);
                 if self.hosts[to].alive && self.parts[to] == self.parts[from] {
-                    let context = Context { source: address(from), destination: group(Family::V4), hop_limit: HOP_LIMIT, checksum: None };
+                    let context = Context {
+                        source: address(from),
+                        destination: group(Family::V4),
+                        hop_limit: HOP_LIMIT,
+                        checksum: None,
+                    };
                     let advert = decode(&bytes, &context).unwrap();
                     let actions = self.hosts[to].router.receive(self.now, address(from), &advert);
                     self.act(to, actions);
                 }
             }
             for host in 0..self.hosts.len() {
-                if self.hosts[host].alive {
+                if self.hosts[host].awake() {
                     let actions = self.hosts[host].router.timeout(self.now);
                     self.act(host, actions);
                 }
             }
         }
         self.now = end;
+    }
+
+    /// Packets on their way to those who can read them.
+    fn arriving(&self) -> impl Iterator<Item = (usize, &Flight)> {
+        self.flights.iter().enumerate().filter(|(_, flight)| !self.hosts[flight.to].paused)
+    }
+
+    /// The oldest packet that can be read now.
+    fn arrived(&self) -> Option<usize> {
+        let due = self.arriving().filter(|(_, flight)| flight.at <= self.now);
+        due.min_by_key(|(_, flight)| flight.at).map(|(index, _)| index)
     }
 
     fn run(&mut self, time: Duration) {
@@ -157,7 +196,8 @@ impl Segment {
 
     fn revive(&mut self, host: usize) {
         if !self.hosts[host].alive {
-            self.hosts[host] = Host { router: self.fresh(host), bound: false, alive: true, takeovers: 0 };
+            self.hosts[host] =
+                Host { router: self.fresh(host), bound: false, alive: true, paused: false, takeovers: 0 };
             self.start(host);
         }
     }
@@ -225,12 +265,14 @@ fn a_master_that_was_paused_hears_first_that_it_was_replaced() {
     let mut lan = Segment::new(3, 1);
     lan.settle();
     let owner = lan.owner();
-    // What it missed while it was paused is lost, as from a queue of no length; the next advertisement is not.
-    lan.hosts[owner].alive = false;
+    lan.hosts[owner].paused = true;
     lan.run(Duration::from_secs(5));
-    lan.hosts[owner].alive = true;
-    lan.run(INTERVAL * 2);
-    lan.owner();
+    lan.hosts[owner].paused = false;
+    lan.run(Duration::ZERO);
+    assert_ne!(lan.owner(), owner, "it spoke before it listened");
+    let next = lan.owner();
+    lan.run(INTERVAL * 10);
+    assert_eq!(lan.owner(), next);
 }
 
 #[derive(Clone, Debug)]
@@ -239,6 +281,8 @@ enum Fault {
     Partition(Vec<u8>),
     Kill(usize),
     Revive(usize),
+    Pause(usize),
+    Resume(usize),
     Quiet,
 }
 
@@ -248,6 +292,8 @@ fn fault() -> impl Strategy<Value = Fault> {
         proptest::collection::vec(0..3u8, 8).prop_map(Fault::Partition),
         (0..8usize).prop_map(Fault::Kill),
         (0..8usize).prop_map(Fault::Revive),
+        (0..8usize).prop_map(Fault::Pause),
+        (0..8usize).prop_map(Fault::Resume),
         Just(Fault::Quiet),
     ]
 }
@@ -268,6 +314,8 @@ proptest! {
                 Fault::Partition(parts) => lan.parts = parts[..count].to_vec(),
                 Fault::Kill(host) => lan.kill(host % count),
                 Fault::Revive(host) => lan.revive(host % count),
+                Fault::Pause(host) => lan.hosts[host % count].paused = true,
+                Fault::Resume(host) => lan.hosts[host % count].paused = false,
                 Fault::Quiet => {}
             }
             lan.run(Duration::from_millis(millis));
@@ -275,6 +323,7 @@ proptest! {
         lan.loss = 0;
         lan.parts = vec![0; count];
         (0..count).for_each(|host| lan.revive(host));
+        lan.hosts.iter_mut().for_each(|host| host.paused = false);
         lan.settle();
         let owner = lan.owner();
         // And it stays: no second router speaks up any more.
