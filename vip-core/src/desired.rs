@@ -133,7 +133,13 @@ impl Desired {
 
     /// The elections to enter, given whether this node's kernel can serve a virtual IP. A virtual router with one
     /// address that cannot be served here is left to others as a whole, for its addresses move together.
-    pub fn elections(&self, node: &Node, others: &Others, interval: Duration, can_serve: impl Fn(&VipPlan) -> bool) -> Vec<RouterConfig> {
+    pub fn elections(
+        &self,
+        node: &Node,
+        others: &Others,
+        interval: Duration,
+        can_serve: impl Fn(&VipPlan) -> bool,
+    ) -> Vec<RouterConfig> {
         let mut routers: BTreeMap<RouterId, (BTreeSet<IpAddr>, bool)> = BTreeMap::new();
         for vip in &self.vips {
             let (Some(address), Ok(interface)) = (vip.address, &vip.candidate) else { continue };
@@ -160,7 +166,14 @@ impl Desired {
 /// The other nodes with an agent: name and addresses.
 pub type Others = BTreeMap<String, Vec<IpAddr>>;
 
-fn plan_vip(name: String, vip: &CheckedVip, pools: &[CheckedPool], objects: &Objects, node: &Node, tables: &mut Tables) -> VipPlan {
+fn plan_vip(
+    name: String,
+    vip: &CheckedVip,
+    pools: &[CheckedPool],
+    objects: &Objects,
+    node: &Node,
+    tables: &mut Tables,
+) -> VipPlan {
     let address = vip.address;
     if address.is_ipv6() {
         let message = format!("virtual IP {address}: this version announces IPv4 addresses only");
@@ -192,11 +205,15 @@ fn plan_vip(name: String, vip: &CheckedVip, pools: &[CheckedPool], objects: &Obj
 /// The interface on which this node may own an address, or why it may not compete for it.
 fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String, Trouble> {
     if node.interfaces.iter().flat_map(|(_, nets)| nets).any(|net| net.addr() == address) {
-        let message = format!("{address} is an address of node {} itself and cannot be a virtual IP", node.name);
+        let message =
+            format!("{address} is an address of node {} itself and cannot be a virtual IP", node.name);
         return Err(Trouble::new(Reason::Rejected, message));
     }
-    if let Some((key, value)) = pool.node_selector.iter().find(|(key, value)| node.labels.get(*key) != Some(value)) {
-        let message = format!("node {} lacks the label {key}={value} that pool \"{}\" asks for", node.name, pool.name);
+    if let Some((key, value)) =
+        pool.node_selector.iter().find(|(key, value)| node.labels.get(*key) != Some(value))
+    {
+        let message =
+            format!("node {} lacks the label {key}={value} that pool \"{}\" asks for", node.name, pool.name);
         return Err(Trouble::new(Reason::NodeExcluded, message));
     }
     // A pool that names its nodes overrides the label that kubeadm puts on control planes.
@@ -207,20 +224,32 @@ fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String,
     node.interfaces
         .iter()
         .filter(|(name, _)| pool.interface.as_ref().is_none_or(|wanted| wanted == name))
-        .find(|(_, nets)| nets.iter().any(|net| net.prefix_len() < net.max_prefix_len() && net.contains(&address)))
+        .find(|(_, nets)| {
+            nets.iter().any(|net| net.prefix_len() < net.max_prefix_len() && net.contains(&address))
+        })
         .map(|(name, _)| name.clone())
         .ok_or_else(|| {
-            let which = pool.interface.as_ref().map_or("no interface".to_owned(), |name| format!("no interface {name}"));
+            let which = pool
+                .interface
+                .as_ref()
+                .map_or("no interface".to_owned(), |name| format!("no interface {name}"));
             let message = format!("node {} has {which} in the subnet of {address}", node.name);
             Trouble::new(Reason::NoInterface, message)
         })
 }
 
 /// Adds one Service's ports and endpoints to the tables and to the plan.
-fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &mut Tables, plan: &mut VipPlan) {
+fn serve(
+    vip: &CheckedVip,
+    reference: &ServiceRef,
+    objects: &Objects,
+    tables: &mut Tables,
+    plan: &mut VipPlan,
+) {
     let address = vip.address;
     let Some(spec) = objects.services.get(reference).and_then(|service| service.spec.as_ref()) else {
-        plan.troubles.push(Trouble::new(Reason::ServiceNotFound, format!("service {reference} does not exist")));
+        plan.troubles
+            .push(Trouble::new(Reason::ServiceNotFound, format!("service {reference} does not exist")));
         return;
     };
     let ports = spec.ports.as_deref().unwrap_or_default();
@@ -231,7 +260,10 @@ fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &m
     }
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
         let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-        client_ip.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok()).unwrap_or(AFFINITY_DEFAULT)
+        client_ip
+            .and_then(|c| c.timeout_seconds)
+            .and_then(|s| u32::try_from(s).ok())
+            .unwrap_or(AFFINITY_DEFAULT)
     });
     let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity));
     let slices = objects.slices.get(reference).map(Vec::as_slice).unwrap_or_default();
@@ -251,7 +283,8 @@ fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &m
     plan.backends.ready += u32::try_from(ready.len()).unwrap_or(u32::MAX);
     plan.backends.total += u32::try_from(total.len()).unwrap_or(u32::MAX);
     if ready.is_empty() {
-        plan.troubles.push(Trouble::new(Reason::NoEndpoints, format!("service {reference} has no ready endpoint")));
+        plan.troubles
+            .push(Trouble::new(Reason::NoEndpoints, format!("service {reference} has no ready endpoint")));
     }
 
     for port in ports {
@@ -259,7 +292,10 @@ fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &m
             None | Some("TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
             Some(other) => {
-                let message = format!("port {} of service {reference} is {other}: only TCP and UDP are served", port.port);
+                let message = format!(
+                    "port {} of service {reference} is {other}: only TCP and UDP are served",
+                    port.port
+                );
                 plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
                 continue;
             }
@@ -267,7 +303,9 @@ fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &m
         let Ok(number @ 1..) = u16::try_from(port.port) else { continue };
         let key = ServiceKey { address, protocol, port: number };
         if plan.keys.contains(&key) {
-            let message = format!("port {number}/{protocol} of service {reference} is taken by another service of {address}");
+            let message = format!(
+                "port {number}/{protocol} of service {reference} is taken by another service of {address}"
+            );
             plan.troubles.push(Trouble::new(Reason::PortClash, message));
             continue;
         }
@@ -292,7 +330,11 @@ fn serve(vip: &CheckedVip, reference: &ServiceRef, objects: &Objects, tables: &m
 /// it should not be in the kernel.
 fn weight(endpoint: &Endpoint) -> Option<u32> {
     let Some(conditions) = &endpoint.conditions else { return Some(1) };
-    match (conditions.ready.unwrap_or(true), conditions.serving.unwrap_or(true), conditions.terminating.unwrap_or(false)) {
+    match (
+        conditions.ready.unwrap_or(true),
+        conditions.serving.unwrap_or(true),
+        conditions.terminating.unwrap_or(false),
+    ) {
         (true, _, _) => Some(1),
         (false, true, true) => Some(0),
         _ => None,
@@ -327,7 +369,9 @@ mod tests {
         let mut spec = spec;
         spec["address"] = json!(address);
         spec["virtualRouter"] = json!(100);
-        from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address}, "spec": spec}))
+        from(
+            json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address}, "spec": spec}),
+        )
     }
 
     fn web() -> Value {
@@ -351,8 +395,10 @@ mod tests {
             {"addresses": ["10.244.1.2"], "conditions": {"ready": true}},
             {"addresses": ["10.244.1.3"], "conditions": {"ready": false, "serving": true, "terminating": true}},
             {"addresses": ["10.244.1.4"], "conditions": {"ready": false, "serving": false}}]);
-        let pool = from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool", "metadata": {"name": "lab"},
-            "spec": {"addresses": ["10.87.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}}));
+        let pool = from(
+            json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool", "metadata": {"name": "lab"},
+            "spec": {"addresses": ["10.87.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}}),
+        );
         let objects = Objects {
             vips: vec![vip("10.87.2.50", web())],
             pools: vec![pool],
@@ -377,11 +423,19 @@ mod tests {
         assert_eq!(plan.candidate, Ok("eth0".to_owned()));
         assert_eq!(plan.backends, Backends { ready: 1, total: 3 });
         assert_eq!(plan.troubles, []);
-        let text: Vec<String> = desired.tables.services.iter().map(|(k, s)| format!("{k} {} {:?}", s.settings.scheduler, s.destinations)).collect();
-        assert_eq!(text, [
-            "TCP 10.87.2.50:80 wlc {10.244.1.2:8080: 1, 10.244.1.3:8080: 0}",
-            "UDP 10.87.2.50:53 wlc {10.244.1.2:5353: 1, 10.244.1.3:5353: 0}",
-        ]);
+        let text: Vec<String> = desired
+            .tables
+            .services
+            .iter()
+            .map(|(k, s)| format!("{k} {} {:?}", s.settings.scheduler, s.destinations))
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "TCP 10.87.2.50:80 wlc {10.244.1.2:8080: 1, 10.244.1.3:8080: 0}",
+                "UDP 10.87.2.50:53 wlc {10.244.1.2:5353: 1, 10.244.1.3:5353: 0}",
+            ]
+        );
     }
 
     #[test]
@@ -390,7 +444,9 @@ mod tests {
         let mut service = objects.services[&reference("web")].as_ref().clone();
         service.spec.as_mut().unwrap().session_affinity = Some("ClientIP".into());
         objects.services.insert(reference("web"), Arc::new(service));
-        let persistence = |objects: &Objects| Desired::new(objects, &node).tables.services.values().next().unwrap().settings.persistence;
+        let persistence = |objects: &Objects| {
+            Desired::new(objects, &node).tables.services.values().next().unwrap().settings.persistence
+        };
         assert_eq!(persistence(&objects), Some(10_800));
         let mut spec = web();
         spec["persistenceSeconds"] = json!(60);
@@ -408,7 +464,8 @@ mod tests {
         objects.malformed.push(("10.87.2.52".into(), "number too large".into()));
         let desired = Desired::new(&objects, &node);
         assert_eq!(desired.tables.services, good.tables.services);
-        let all: BTreeMap<&str, Vec<Reason>> = desired.vips.iter().map(|p| (p.name.as_str(), reasons(p))).collect();
+        let all: BTreeMap<&str, Vec<Reason>> =
+            desired.vips.iter().map(|p| (p.name.as_str(), reasons(p))).collect();
         assert_eq!(all["10.87.2.50"], []);
         assert_eq!(all["10.87.2.51"], [Reason::ServiceNotFound]);
         assert_eq!(all["10.87.2.52"], [Reason::Invalid]);
@@ -419,9 +476,13 @@ mod tests {
     #[test]
     fn two_services_of_one_address_clash_only_on_the_same_port() {
         let (mut objects, node) = scene();
-        let other = from(json!({"spec": {"ports": [{"name": "http", "port": 80}, {"name": "tls", "port": 443}]}}));
+        let other =
+            from(json!({"spec": {"ports": [{"name": "http", "port": 80}, {"name": "tls", "port": 443}]}}));
         objects.services.insert(reference("api"), other);
-        objects.vips = vec![vip("10.87.2.50", json!({"services": [{"namespace": "shop", "name": "web"}, {"namespace": "shop", "name": "api"}]}))];
+        objects.vips = vec![vip(
+            "10.87.2.50",
+            json!({"services": [{"namespace": "shop", "name": "web"}, {"namespace": "shop", "name": "api"}]}),
+        )];
         let desired = Desired::new(&objects, &node);
         assert_eq!(reasons(&desired.vips[0]), [Reason::NoEndpoints, Reason::PortClash]);
         assert_eq!(desired.tables.ledger.len(), 3);
@@ -430,7 +491,9 @@ mod tests {
     #[test]
     fn who_may_compete() {
         let (mut objects, mut node) = scene();
-        let candidate = |objects: &Objects, node: &Node| Desired::new(objects, node).vips[0].candidate.clone().map_err(|t| t.reason);
+        let candidate = |objects: &Objects, node: &Node| {
+            Desired::new(objects, node).vips[0].candidate.clone().map_err(|t| t.reason)
+        };
         node.labels.insert(EXCLUDE_LABEL.into(), String::new());
         assert_eq!(candidate(&objects, &node), Err(Reason::NodeExcluded));
         let mut pool = objects.pools[0].as_ref().clone();

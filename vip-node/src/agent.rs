@@ -27,7 +27,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::api::{
-    DataplaneStatus, RENEW_SECONDS, Reason, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus, VrrpState,
+    DataplaneStatus, RENEW_SECONDS, Reason, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus,
+    VrrpState,
 };
 use vip_core::desired::{Desired, Node, VipPlan};
 use vip_core::pool;
@@ -97,7 +98,14 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(args: AgentArgs, cluster: Cluster, partner: Partner, programmer: Programmer, writer: Writer, health: Health) -> Self {
+    fn new(
+        args: AgentArgs,
+        cluster: Cluster,
+        partner: Partner,
+        programmer: Programmer,
+        writer: Writer,
+        health: Health,
+    ) -> Self {
         let node = Node { name: args.node.clone(), ..Node::default() };
         Self {
             args,
@@ -139,7 +147,8 @@ impl Agent {
             return;
         }
         if let Some(report) = report {
-            self.node.interfaces = report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
+            self.node.interfaces =
+                report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
         }
         self.node.labels = self.cluster.own().map(|node| node.labels().clone()).unwrap_or_default();
         let desired = Desired::new(&self.cluster.objects(), &self.node);
@@ -184,9 +193,17 @@ impl Agent {
             if vip.status.as_ref() != Some(&status) {
                 outbox.vips.insert(plan.name.clone(), status);
             }
-            if !self.owned.contains(&plan.name) && vip.status.as_ref().and_then(|s| s.node.as_ref()) != Some(&self.node.name) {
-                let from = vip.status.as_ref().and_then(|s| s.node.clone()).map(|node| format!(", was on {node}"));
-                let note = format!("{} is announced by {} on {interface}{}", plan.name, self.node.name, from.unwrap_or_default());
+            if !self.owned.contains(&plan.name)
+                && vip.status.as_ref().and_then(|s| s.node.as_ref()) != Some(&self.node.name)
+            {
+                let from =
+                    vip.status.as_ref().and_then(|s| s.node.clone()).map(|node| format!(", was on {node}"));
+                let note = format!(
+                    "{} is announced by {} on {interface}{}",
+                    plan.name,
+                    self.node.name,
+                    from.unwrap_or_default()
+                );
                 self.writer.tell(Happening { vip: vip.as_ref().clone(), reason: "Announced", note });
             }
         }
@@ -225,7 +242,13 @@ impl Agent {
         nodes.iter().filter(|node| is_live(node, now)).all(|node| self.node.name <= node.name_any())
     }
 
-    fn speak_for_orphans(&mut self, nodes: &[std::sync::Arc<VIPNode>], programmed: &Programmed, now: &Time, outbox: &mut Outbox) {
+    fn speak_for_orphans(
+        &mut self,
+        nodes: &[std::sync::Arc<VIPNode>],
+        programmed: &Programmed,
+        now: &Time,
+        outbox: &mut Outbox,
+    ) {
         let mastered: BTreeSet<u8> = nodes
             .iter()
             .filter(|node| is_live(node, now))
@@ -235,10 +258,13 @@ impl Agent {
             .map(|router| router.virtual_router)
             .collect();
         let is_orphan = |plan: &VipPlan| !self.owned.contains(&plan.name) && !mastered.contains(&plan.vrid);
-        let orphans: BTreeSet<String> = self.desired.vips.iter().filter(|p| is_orphan(p)).map(|p| p.name.clone()).collect();
+        let orphans: BTreeSet<String> =
+            self.desired.vips.iter().filter(|p| is_orphan(p)).map(|p| p.name.clone()).collect();
         self.orphans.retain(|name, _| orphans.contains(name));
         for plan in &self.desired.vips {
-            if !orphans.contains(&plan.name) || self.orphans.entry(plan.name.clone()).or_insert_with(Instant::now).elapsed() < UNOWNED {
+            if !orphans.contains(&plan.name)
+                || self.orphans.entry(plan.name.clone()).or_insert_with(Instant::now).elapsed() < UNOWNED
+            {
                 continue;
             }
             match self.cluster.vip(&plan.name) {
@@ -278,7 +304,12 @@ impl Agent {
     /// process is being restarted: traffic goes on, and the successor finds everything as it is.
     async fn leave(self, client: &Client) {
         let mut reports = self.partner.reports.clone();
-        let left = timeout(HANDOVER, reports.wait_for(|report| report.as_ref().is_none_or(|r| r.stopping && r.routers.iter().all(|r| r.bound.is_empty()))));
+        let left = timeout(
+            HANDOVER,
+            reports.wait_for(|report| {
+                report.as_ref().is_none_or(|r| r.stopping && r.routers.iter().all(|r| r.bound.is_empty()))
+            }),
+        );
         if !matches!(left.await, Ok(Ok(_))) {
             info!("vrrp goes on: the dataplane is left as it is for the next agent");
             return;

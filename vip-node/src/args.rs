@@ -68,7 +68,9 @@ fn interval(text: &str) -> Result<Duration, String> {
         return Err("an advertisement interval is 10ms to 40s".to_owned());
     }
     if millis % 10 != 0 {
-        return Err("an advertisement interval is a multiple of 10ms (RFC 9568 counts centiseconds)".to_owned());
+        return Err(
+            "an advertisement interval is a multiple of 10ms (RFC 9568 counts centiseconds)".to_owned()
+        );
     }
     Ok(Duration::from_millis(millis))
 }

@@ -70,8 +70,13 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
 }
 
 /// Listens for agents. A new one replaces the one before; without one, the last order stays in force.
-fn listen(socket: &Path, orders: mpsc::Sender<Order>, reports: watch::Receiver<Report>) -> anyhow::Result<()> {
-    let listener = Listener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+fn listen(
+    socket: &Path,
+    orders: mpsc::Sender<Order>,
+    reports: watch::Receiver<Report>,
+) -> anyhow::Result<()> {
+    let listener =
+        Listener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     tokio::spawn(async move {
         let mut current: Option<JoinHandle<()>> = None;
         loop {

@@ -15,9 +15,9 @@ use k8s_openapi::api::core::v1::{Node as KubeNode, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ObjectMeta;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
-use kube::runtime::WatchStreamExt;
 use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -36,12 +36,14 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
-            let file = Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
+            let file =
+                Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {}", path.display()))?;
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
                 .with_context(|| format!("kubeconfig {}", path.display()))?
         }
-        None => Config::incluster().context("not in a pod with a service account; outside of one, --kubeconfig names a file")?,
+        None => Config::incluster()
+            .context("not in a pod with a service account; outside of one, --kubeconfig names a file")?,
     };
     config.connect_timeout = Some(Duration::from_secs(5));
     Client::try_from(config).context("API client")
@@ -101,7 +103,8 @@ impl Cluster {
             }
         }
         objects.pools = self.pools.state().iter().filter_map(|pool| pool.parsed.clone().ok()).collect();
-        let wanted: std::collections::BTreeSet<&ServiceRef> = objects.vips.iter().flat_map(|vip| &vip.spec.services).collect();
+        let wanted: std::collections::BTreeSet<&ServiceRef> =
+            objects.vips.iter().flat_map(|vip| &vip.spec.services).collect();
         for reference in &wanted {
             let key = ObjectRef::new(&reference.name).within(&reference.namespace);
             if let Some(service) = self.services.get(&key) {
@@ -110,7 +113,8 @@ impl Cluster {
         }
         for slice in self.slices.state() {
             let Some(name) = slice.labels().get(SERVICE_NAME) else { continue };
-            let reference = ServiceRef { namespace: slice.namespace().unwrap_or_default(), name: name.clone() };
+            let reference =
+                ServiceRef { namespace: slice.namespace().unwrap_or_default(), name: name.clone() };
             if wanted.contains(&reference) {
                 objects.slices.entry(reference).or_default().push(slice);
             }
@@ -139,7 +143,8 @@ impl Cluster {
         for node in self.nodes().iter().filter(|node| node.name_any() != own) {
             let interfaces = node.status.iter().flat_map(|status| &status.interfaces);
             let addresses = interfaces.flat_map(|interface| &interface.addresses);
-            let addresses: Vec<IpAddr> = addresses.filter_map(|a| a.parse::<IpNet>().ok()).map(|net| net.addr()).collect();
+            let addresses: Vec<IpAddr> =
+                addresses.filter_map(|a| a.parse::<IpNet>().ok()).map(|net| net.addr()).collect();
             others.insert(node.name_any(), addresses);
         }
         others

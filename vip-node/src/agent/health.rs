@@ -41,7 +41,9 @@ impl Health {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let hung = state.turned.elapsed() > HUNG;
         match (path, &state.unready) {
-            ("/healthz" | "/readyz", _) if hung => (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop hangs\n".to_owned()),
+            ("/healthz" | "/readyz", _) if hung => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop hangs\n".to_owned())
+            }
             ("/readyz", Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             ("/healthz" | "/readyz", _) => (StatusCode::OK, "ok\n".to_owned()),
             _ => (StatusCode::NOT_FOUND, "there are /healthz and /readyz\n".to_owned()),
@@ -78,7 +80,8 @@ impl Health {
                         Ok::<_, Infallible>(response)
                     }
                 });
-                let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
                 // A probe that hangs up is no event.
                 let _ = tokio::time::timeout(Duration::from_secs(10), connection).await;
             });

@@ -39,7 +39,11 @@ impl Partner {
     }
 }
 
-async fn talk(socket: PathBuf, mut inbox: watch::Receiver<Option<Order>>, publish: watch::Sender<Option<Report>>) {
+async fn talk(
+    socket: PathBuf,
+    mut inbox: watch::Receiver<Option<Order>>,
+    publish: watch::Sender<Option<Report>>,
+) {
     let mut said = false;
     loop {
         match link::connect(&socket).await {

@@ -66,7 +66,8 @@ impl Programmer {
         let (commands, inbox) = channel();
         let (publish, state) = watch::channel(Programmed::default());
         let thread = std::thread::Builder::new().name("programmer".into()).spawn(move || {
-            Worker { dataplane, publish, desired: None, mirror: None, retry: RETRY.0, reported: None }.run(&inbox);
+            Worker { dataplane, publish, desired: None, mirror: None, retry: RETRY.0, reported: None }
+                .run(&inbox);
         })?;
         Ok(Self { commands, state, thread })
     }
@@ -156,7 +157,9 @@ impl<D: Dataplane> Worker<D> {
 
     /// Whether one of our entries is missing. Any error counts: the full look that follows will say more.
     fn is_lost(&mut self) -> bool {
-        let Some(key) = self.mirror.as_ref().and_then(|mirror| mirror.ledger.first().copied()) else { return false };
+        let Some(key) = self.mirror.as_ref().and_then(|mirror| mirror.ledger.first().copied()) else {
+            return false;
+        };
         !matches!(self.dataplane.sentinel(&key), Ok(true))
     }
 
@@ -176,19 +179,25 @@ impl<D: Dataplane> Worker<D> {
         let failures = self.dataplane.apply(&plan.changes);
         let mut mirror = observed;
         let mut refused = BTreeMap::new();
-        let failed: BTreeMap<usize, String> = failures.into_iter().map(|(index, error)| (index, error.to_string())).collect();
+        let failed: BTreeMap<usize, String> =
+            failures.into_iter().map(|(index, error)| (index, error.to_string())).collect();
         for (index, change) in plan.changes.iter().enumerate() {
             match (failed.get(&index), change.key()) {
                 (None, _) => mirror.apply(change),
                 (Some(words), Some(key)) => {
                     refused.insert(*key, words.clone());
                 }
-                (Some(words), None) => state.trouble = Some(Trouble::new(Reason::KernelRefused, words.clone())),
+                (Some(words), None) => {
+                    state.trouble = Some(Trouble::new(Reason::KernelRefused, words.clone()))
+                }
             }
         }
         let conflicts: BTreeSet<ServiceKey> = plan.conflicts.into_iter().collect();
         let present = desired.ledger.iter().filter(|key| {
-            mirror.ledger.contains(key) && mirror.services.contains_key(key) && !refused.contains_key(key) && !conflicts.contains(key)
+            mirror.ledger.contains(key)
+                && mirror.services.contains_key(key)
+                && !refused.contains_key(key)
+                && !conflicts.contains(key)
         });
         state.present = Arc::new(present.copied().collect());
         state.conflicts = Arc::new(conflicts);
@@ -199,7 +208,11 @@ impl<D: Dataplane> Worker<D> {
     }
 
     fn conclude(&mut self, state: Programmed) -> bool {
-        let words = state.trouble.as_ref().map(|t| t.message.clone()).or_else(|| state.refused.values().next().cloned());
+        let words = state
+            .trouble
+            .as_ref()
+            .map(|t| t.message.clone())
+            .or_else(|| state.refused.values().next().cloned());
         let done = words.is_none();
         if words != self.reported {
             match &words {

@@ -2,8 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use vip_core::api::{
-    CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, DataplaneStatus, InterfaceStatus, PeerStatus, Reason, VIPNodeStatus,
-    VirtualIP, VirtualIPStatus, VirtualRouterStatus, VrrpState,
+    CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, DataplaneStatus, InterfaceStatus, PeerStatus, Reason,
+    VIPNodeStatus, VirtualIP, VirtualIPStatus, VirtualRouterStatus, VrrpState,
 };
 use vip_core::desired::{Trouble, VipPlan};
 use vip_core::vrrp::Family;
@@ -19,7 +19,14 @@ struct Verdict {
 }
 
 /// The status of a virtual IP that this node owns.
-pub fn owned(vip: &VirtualIP, plan: &VipPlan, node: &str, interface: &str, programmed: &Programmed, now: &Time) -> VirtualIPStatus {
+pub fn owned(
+    vip: &VirtualIP,
+    plan: &VipPlan,
+    node: &str,
+    interface: &str,
+    programmed: &Programmed,
+    now: &Time,
+) -> VirtualIPStatus {
     let previous = vip.status.as_ref();
     let mine = previous.filter(|status| status.node.as_deref() == Some(node));
     let address = &vip.spec.address;
@@ -42,15 +49,22 @@ pub fn owned(vip: &VirtualIP, plan: &VipPlan, node: &str, interface: &str, progr
 /// The status of a virtual IP that no node owns.
 pub fn unowned(vip: &VirtualIP, plan: &VipPlan, programmed: &Programmed, now: &Time) -> VirtualIPStatus {
     let announced = match (&plan.candidate, plan.troubles.first()) {
-        (Err(_), Some(trouble)) => Verdict { holds: false, reason: trouble.reason, message: trouble.message.clone() },
+        (Err(_), Some(trouble)) => {
+            Verdict { holds: false, reason: trouble.reason, message: trouble.message.clone() }
+        }
         (Err(trouble), None) => Verdict {
             holds: false,
             reason: Reason::NoCandidate,
             message: format!("no node owns {}; for one, {}", vip.spec.address, trouble.message),
         },
         (Ok(_), _) => {
-            let detail = programmed.trouble.as_ref().map(|t| format!("; for one, {}", t.message)).unwrap_or_default();
-            Verdict { holds: false, reason: Reason::NoCandidate, message: format!("no node owns {}{detail}", vip.spec.address) }
+            let detail =
+                programmed.trouble.as_ref().map(|t| format!("; for one, {}", t.message)).unwrap_or_default();
+            Verdict {
+                holds: false,
+                reason: Reason::NoCandidate,
+                message: format!("no node owns {}{detail}", vip.spec.address),
+            }
         }
     };
     let programmed = if plan.candidate.is_err() && !plan.troubles.is_empty() {
@@ -71,7 +85,8 @@ pub fn unowned(vip: &VirtualIP, plan: &VipPlan, programmed: &Programmed, now: &T
 
 /// The status of a virtual IP whose object cannot be read.
 pub fn malformed(plan: &VipPlan, now: &Time) -> VirtualIPStatus {
-    let (reason, message) = plan.troubles.first().map_or((Reason::Invalid, ""), |t| (t.reason, t.message.as_str()));
+    let (reason, message) =
+        plan.troubles.first().map_or((Reason::Invalid, ""), |t| (t.reason, t.message.as_str()));
     let condition = |type_: &str| Condition {
         last_transition_time: now.clone(),
         message: message.to_owned(),
@@ -80,7 +95,10 @@ pub fn malformed(plan: &VipPlan, now: &Time) -> VirtualIPStatus {
         status: "False".to_owned(),
         type_: type_.to_owned(),
     };
-    VirtualIPStatus { conditions: vec![condition(CONDITION_ANNOUNCED), condition(CONDITION_PROGRAMMED)], ..VirtualIPStatus::default() }
+    VirtualIPStatus {
+        conditions: vec![condition(CONDITION_ANNOUNCED), condition(CONDITION_PROGRAMMED)],
+        ..VirtualIPStatus::default()
+    }
 }
 
 /// Whether the kernel serves all that the virtual IP's Services ask for.
@@ -90,7 +108,10 @@ fn programming(plan: &VipPlan, programmed: &Programmed) -> Verdict {
         return no(*reason, message);
     }
     if let Some(key) = plan.keys.iter().find(|key| programmed.conflicts.contains(key)) {
-        return no(Reason::ForeignEntry, &format!("another program has an IPVS service at {key}, it is left alone"));
+        return no(
+            Reason::ForeignEntry,
+            &format!("another program has an IPVS service at {key}, it is left alone"),
+        );
     }
     if let Some(words) = plan.keys.iter().find_map(|key| programmed.refused.get(key)) {
         return no(Reason::KernelRefused, words);
@@ -108,7 +129,8 @@ fn programming(plan: &VipPlan, programmed: &Programmed) -> Verdict {
 
 fn condition(vip: &VirtualIP, type_: &str, verdict: Verdict, now: &Time) -> Condition {
     let status = if verdict.holds { "True" } else { "False" }.to_owned();
-    let previous = vip.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == type_ && c.status == status);
+    let previous =
+        vip.status.iter().flat_map(|s| &s.conditions).find(|c| c.type_ == type_ && c.status == status);
     Condition {
         last_transition_time: previous.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
         message: verdict.message,
@@ -120,7 +142,12 @@ fn condition(vip: &VirtualIP, type_: &str, verdict: Verdict, now: &Time) -> Cond
 }
 
 /// The status of this node.
-pub fn node(report: Option<&Report>, programmed: &Programmed, previous: Option<&VIPNodeStatus>, now: &Time) -> VIPNodeStatus {
+pub fn node(
+    report: Option<&Report>,
+    programmed: &Programmed,
+    previous: Option<&VIPNodeStatus>,
+    now: &Time,
+) -> VIPNodeStatus {
     let routers = report.map(|r| r.routers.as_slice()).unwrap_or_default();
     let mut status = VIPNodeStatus {
         renew_time: Some(now.clone()),
@@ -158,7 +185,8 @@ fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &
         since: now.clone(),
     };
     let same = previous.iter().flat_map(|p| &p.virtual_routers).find(|p| {
-        (&p.interface, p.family, p.virtual_router, p.state) == (&status.interface, status.family, status.virtual_router, status.state)
+        (&p.interface, p.family, p.virtual_router, p.state)
+            == (&status.interface, status.family, status.virtual_router, status.state)
     });
     if let Some(same) = same {
         status.since = same.since.clone();
@@ -167,7 +195,11 @@ fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &
 }
 
 fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneStatus {
-    let not = |reason, message: String| DataplaneStatus { ready: false, reason: Some(reason), message: Some(message) };
+    let not = |reason, message: String| DataplaneStatus {
+        ready: false,
+        reason: Some(reason),
+        message: Some(message),
+    };
     if let Some(trouble) = &programmed.trouble {
         return not(trouble.reason, trouble.message.clone());
     }

@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
-use vip_core::api::{AGENT_MANAGER, VIPNode, VIPNodeStatus, VIPPool, VIPPoolStatus, VirtualIP, VirtualIPStatus};
+use vip_core::api::{
+    AGENT_MANAGER, VIPNode, VIPNodeStatus, VIPPool, VIPPoolStatus, VirtualIP, VirtualIPStatus,
+};
 
 use super::cluster::describe;
 
@@ -59,7 +61,9 @@ impl Writer {
         let (outbox, wanted) = watch::channel(Outbox::default());
         // Events are a courtesy: with the API server away, what does not fit is dropped.
         let (happenings, inbox) = mpsc::channel(256);
-        tokio::spawn(Task { client: client.clone(), node: node.to_owned(), sent: HashMap::new() }.run(wanted));
+        tokio::spawn(
+            Task { client: client.clone(), node: node.to_owned(), sent: HashMap::new() }.run(wanted),
+        );
         tokio::spawn(publish(client.clone(), node.to_owned(), inbox));
         Self { outbox, happenings }
     }
@@ -158,7 +162,11 @@ impl Task {
         Ok(())
     }
 
-    async fn create_node(&mut self, owner: Option<OwnerReference>, status: &VIPNodeStatus) -> anyhow::Result<()> {
+    async fn create_node(
+        &mut self,
+        owner: Option<OwnerReference>,
+        status: &VIPNodeStatus,
+    ) -> anyhow::Result<()> {
         let metadata = ObjectMeta {
             name: Some(self.node.clone()),
             owner_references: owner.map(|owner| vec![owner]),
@@ -184,13 +192,17 @@ where
         "metadata": { "name": name },
         "status": status,
     });
-    let api: Api<kube::api::DynamicObject> = Api::all_with(client.clone(), &kube::api::ApiResource::erase::<K>(&()));
+    let api: Api<kube::api::DynamicObject> =
+        Api::all_with(client.clone(), &kube::api::ApiResource::erase::<K>(&()));
     answer(api.patch_status(name, &PatchParams::apply(AGENT_MANAGER).force(), &Patch::Apply(&body))).await?;
     Ok(())
 }
 
 async fn answer<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    tokio::time::timeout(ANSWER, call).await.map_err(|_| anyhow!("no answer from the API server in {ANSWER:?}"))?.map_err(Into::into)
+    tokio::time::timeout(ANSWER, call)
+        .await
+        .map_err(|_| anyhow!("no answer from the API server in {ANSWER:?}"))?
+        .map_err(Into::into)
 }
 
 fn status_code(error: &anyhow::Error) -> Option<u16> {

@@ -102,7 +102,9 @@ impl Addresses {
         }
         let mut addresses = self.handle.address().get().execute();
         while let Some(address) = addresses.try_next().await.map_err(to_io)? {
-            let (Some(nic), Some(ip)) = (nics.get_mut(&address.header.index), ip_of(&address)) else { continue };
+            let (Some(nic), Some(ip)) = (nics.get_mut(&address.header.index), ip_of(&address)) else {
+                continue;
+            };
             if is_ours(&address) {
                 nic.ours.insert(ip);
             } else if let Ok(net) = IpNet::new(ip, address.header.prefix_len) {
@@ -162,8 +164,16 @@ fn is_ours(message: &AddressMessage) -> bool {
 
 /// The address itself: `IFA_LOCAL` where there is one, for on a point-to-point link `IFA_ADDRESS` is the other end.
 fn ip_of(message: &AddressMessage) -> Option<IpAddr> {
-    let local = message.attributes.iter().find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
-    local.or_else(|| message.attributes.iter().find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None }))
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+    local.or_else(|| {
+        message
+            .attributes
+            .iter()
+            .find_map(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None })
+    })
 }
 
 fn nic(link: &LinkMessage) -> Nic {

@@ -58,8 +58,12 @@ impl Announcer {
         if now < self.pause {
             return Vec::new();
         }
-        let mut due: Vec<(usize, IpAddr)> =
-            self.plan.iter().filter(|(_, (_, _, at))| *at <= now).map(|(address, (_, count, _))| (*count, *address)).collect();
+        let mut due: Vec<(usize, IpAddr)> = self
+            .plan
+            .iter()
+            .filter(|(_, (_, _, at))| *at <= now)
+            .map(|(address, (_, count, _))| (*count, *address))
+            .collect();
         due.sort_unstable();
         if due.len() > AT_ONCE {
             self.pause = now + SPACING;
@@ -69,10 +73,11 @@ impl Announcer {
         for (_, address) in due {
             if let Some((router, count, at)) = self.plan.get_mut(&address) {
                 *count += 1;
-                *at = now + match BURST.get(*count) {
-                    Some(next) => *next - BURST[*count - 1],
-                    None => REFRESH,
-                };
+                *at = now
+                    + match BURST.get(*count) {
+                        Some(next) => *next - BURST[*count - 1],
+                        None => REFRESH,
+                    };
                 announcements.push((router.clone(), address));
             }
         }

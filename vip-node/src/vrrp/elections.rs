@@ -148,7 +148,9 @@ impl Elections {
         if now >= self.renew {
             self.renew_all().await;
         }
-        if self.barred.values().any(|at| *at <= now) || self.stable.values().any(|at| *at > now.saturating_sub(RENEW) && *at <= now) {
+        if self.barred.values().any(|at| *at <= now)
+            || self.stable.values().any(|at| *at > now.saturating_sub(RENEW) && *at <= now)
+        {
             self.settle().await;
         }
         for (id, address) in self.announcer.due(now) {
@@ -163,7 +165,8 @@ impl Elections {
     /// What the agent is told.
     pub fn report(&self) -> Report {
         let now = self.now();
-        let bound: BTreeSet<IpAddr> = self.running.values().flat_map(|running| &running.bound).copied().collect();
+        let bound: BTreeSet<IpAddr> =
+            self.running.values().flat_map(|running| &running.bound).copied().collect();
         let interfaces = self.nics.values().map(|nic| Interface {
             name: nic.name.clone(),
             mac: nic.mac,
@@ -176,7 +179,10 @@ impl Elections {
             RouterReport {
                 id: id.clone(),
                 state: running.map_or(VrrpState::Init, |r| r.router.state()),
-                priority: running.map(|r| r.router.config()).or(self.ordered.get(id)).map_or(0, |config| config.priority),
+                priority: running
+                    .map(|r| r.router.config())
+                    .or(self.ordered.get(id))
+                    .map_or(0, |config| config.priority),
                 master: running.and_then(|r| r.router.master()),
                 bound: running.map(|r| r.bound.iter().copied().collect()).unwrap_or_default(),
                 trouble: self.troubles.get(id).cloned(),
@@ -186,7 +192,13 @@ impl Elections {
         Report {
             interfaces: interfaces.collect(),
             routers: routers.collect(),
-            peers: peers.map(|((id, address), (priority, _))| Peer { id: id.clone(), address: *address, priority: *priority }).collect(),
+            peers: peers
+                .map(|((id, address), (priority, _))| Peer {
+                    id: id.clone(),
+                    address: *address,
+                    priority: *priority,
+                })
+                .collect(),
             refused: self.refused.clone(),
             stopping: self.stopping,
         }
@@ -200,7 +212,12 @@ impl Elections {
         let now = self.now();
         let routers = self.running.values().filter_map(|running| running.router.next_deadline());
         let later = self.barred.values().chain(self.stable.values()).copied().filter(|at| *at > now);
-        routers.chain(self.announcer.next_deadline()).chain(later).chain([self.renew, self.look]).min().unwrap_or(now)
+        routers
+            .chain(self.announcer.next_deadline())
+            .chain(later)
+            .chain([self.renew, self.look])
+            .min()
+            .unwrap_or(now)
     }
 
     /// Brings what runs in line with what was ordered and with what the interfaces allow.
@@ -208,7 +225,9 @@ impl Elections {
         let now = self.now();
         self.barred.retain(|id, at| *at > now && self.ordered.contains_key(id));
         self.troubles.retain(|id, _| self.ordered.contains_key(id));
-        for id in self.running.keys().filter(|id| !self.ordered.contains_key(*id)).cloned().collect::<Vec<_>>() {
+        for id in
+            self.running.keys().filter(|id| !self.ordered.contains_key(*id)).cloned().collect::<Vec<_>>()
+        {
             let actions = self.running.get_mut(&id).map(|running| running.router.leave(now));
             self.act(&id, actions.unwrap_or_default()).await;
         }
@@ -229,7 +248,11 @@ impl Elections {
     fn place(&self, config: &RouterConfig) -> Result<(u32, Ipv4Addr), (Reason, String)> {
         let name = &config.id.interface;
         let no = |message: String| (Reason::NoInterface, message);
-        let nic = self.nics.values().find(|nic| nic.name == *name).ok_or_else(|| no(format!("there is no interface {name}")))?;
+        let nic = self
+            .nics
+            .values()
+            .find(|nic| nic.name == *name)
+            .ok_or_else(|| no(format!("there is no interface {name}")))?;
         if !nic.carrier {
             return Err(no(format!("interface {name} is down or has no carrier")));
         }
@@ -237,10 +260,16 @@ impl Elections {
             return Err(no(format!("the carrier of interface {name} has just come back")));
         }
         let first = config.addresses.first().copied();
-        let primary = nic.addresses.iter().find(|net| net.prefix_len() < 32 && first.is_some_and(|first| net.contains(&first)));
+        let primary = nic
+            .addresses
+            .iter()
+            .find(|net| net.prefix_len() < 32 && first.is_some_and(|first| net.contains(&first)));
         match primary.map(|net| net.addr()) {
             Some(IpAddr::V4(source)) => Ok((nic.index, source)),
-            _ => Err(no(format!("interface {name} has no address in the subnet of {}", first.map(|a| a.to_string()).unwrap_or_default()))),
+            _ => Err(no(format!(
+                "interface {name} has no address in the subnet of {}",
+                first.map(|a| a.to_string()).unwrap_or_default()
+            ))),
         }
     }
 
@@ -320,7 +349,9 @@ impl Elections {
     }
 
     fn send(&self, id: &RouterId, advert: &Advert) {
-        let (Some(running), Some(wire)) = (self.running.get(id), self.wires.get(&id.interface)) else { return };
+        let (Some(running), Some(wire)) = (self.running.get(id), self.wires.get(&id.interface)) else {
+            return;
+        };
         let (source, group) = (running.router.source(), packet::group(id.family));
         let bytes = advert.encode(source, group, Checksum::PseudoHeader);
         if let (IpAddr::V4(source), IpAddr::V4(group)) = (source, group)
@@ -339,12 +370,16 @@ impl Elections {
                     running.bound.insert(*address);
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    let message = format!("{address} is on {} already, put there by another program", id.interface);
+                    let message =
+                        format!("{address} is on {} already, put there by another program", id.interface);
                     return Err((Reason::Rejected, message));
                 }
                 Err(error) => {
                     let (reason, hint) = permission(&error, "NET_ADMIN");
-                    return Err((reason, format!("cannot bind {address} to {}: {error}{hint}", id.interface)));
+                    return Err((
+                        reason,
+                        format!("cannot bind {address} to {}: {error}{hint}", id.interface),
+                    ));
                 }
             }
         }
@@ -365,7 +400,10 @@ impl Elections {
 
     /// Somebody took an address of ours off: it is put back at once, unless it was us.
     async fn put_back(&mut self, index: u32, address: IpAddr) {
-        let owner = self.running.iter().find(|(_, running)| running.index == index && running.bound.contains(&address));
+        let owner = self
+            .running
+            .iter()
+            .find(|(_, running)| running.index == index && running.bound.contains(&address));
         let Some((id, _)) = owner else { return };
         let id = id.clone();
         info!(%address, interface = id.interface, "was taken off by another program, putting it back");
@@ -448,7 +486,8 @@ impl Elections {
             return Err(Refusal::Own);
         }
         let config = running.router.config();
-        let known = config.peers.contains(&source) || advert.addresses.iter().any(|address| config.addresses.contains(address));
+        let known = config.peers.contains(&source)
+            || advert.addresses.iter().any(|address| config.addresses.contains(address));
         if !known {
             return Err(Refusal::Foreign);
         }

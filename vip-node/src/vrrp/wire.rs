@@ -63,7 +63,9 @@ impl Wire {
         let index = i32::try_from(index).map_err(io::Error::other)?;
         // Protocol 0: nothing is queued until the filter is in place and the socket is bound.
         // SAFETY: a plain system call; the result is checked before it becomes an owned descriptor.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
+        let fd = unsafe {
+            libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0)
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -72,7 +74,9 @@ impl Wire {
         only_vrrp(fd)?;
         let address = link_address(index, libc::ETH_P_IP, [0; 6]);
         // SAFETY: `address` is a valid sockaddr_ll and its size is given.
-        check(unsafe { libc::bind(fd, (&raw const address).cast(), socklen::<libc::sockaddr_ll>()) } as isize)?;
+        check(
+            unsafe { libc::bind(fd, (&raw const address).cast(), socklen::<libc::sockaddr_ll>()) } as isize
+        )?;
         Ok(Self { socket, index, mac, _member: member })
     }
 
@@ -174,7 +178,8 @@ fn datagram(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> 
 fn parse(bytes: &[u8]) -> Option<Packet> {
     let header = usize::from(bytes.first()? & 0xf) * 4;
     let length = usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
-    let address = |at: usize| -> Option<Ipv4Addr> { Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into()) };
+    let address =
+        |at: usize| -> Option<Ipv4Addr> { Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into()) };
     if bytes[0] >> 4 != 4 || header < IPV4_HEADER || *bytes.get(9)? != packet::PROTOCOL {
         return None;
     }
