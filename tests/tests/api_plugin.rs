@@ -41,15 +41,27 @@ fn installed() -> (&'static Lab, RwLockReadGuard<'static, ()>) {
     (lab, guard)
 }
 
-/// The cluster alone: nobody else uses the product until the guard is dropped.
-fn exclusive() -> (&'static Lab, RwLockWriteGuard<'static, ()>) {
+/// Nobody else uses the product while this lives; afterwards it is installed again, also when the test has failed.
+struct Alone(RwLockWriteGuard<'static, ()>);
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // A failure here shows in the tests that come after.
+        let _ = lab::api().and_then(|lab| vip(lab, "install --wait=false"));
+    }
+}
+
+/// The cluster alone.
+fn exclusive() -> (&'static Lab, Alone) {
     drop(installed());
-    (lab::api().unwrap(), INSTALLED.write().unwrap_or_else(PoisonError::into_inner))
+    (lab::api().unwrap(), Alone(INSTALLED.write().unwrap_or_else(PoisonError::into_inner)))
 }
 
 fn prepare(lab: &Lab) -> Result<()> {
     // Objects of other tests of this tier were applied by kubectl.
     vip(lab, "install --wait=false --force-conflicts")?.ok()?;
+    // They may have left pods that no kubelet runs.
+    lab.kubectl(["delete", "pods", "--all", "-n", "kubectl-vip", "--force"])?.ok()?;
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",

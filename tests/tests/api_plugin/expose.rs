@@ -1,7 +1,8 @@
 //! Drawing addresses and giving them back.
 
-use std::{collections::BTreeSet, thread};
+use std::{collections::BTreeSet, thread, time::Duration};
 
+use lab::{Output, command};
 use serde_json::Value;
 
 use super::{USERS, installed, namespace, pool, refused, said, vip};
@@ -129,49 +130,38 @@ fn who_may_not_update_a_service_is_refused_by_the_api_server_in_one_sentence() {
     let (lab, _guard) = installed();
     namespace(lab, "rights", &[("web", 80, "TCP")]);
     pool(lab, "rights", "10.98.3.1-10.98.3.4");
-    let bob = format!("--as bob --as-group {USERS} -n rights");
-    assert_eq!(
-        refused(lab, &format!("expose svc/web --pool rights {bob}")),
-        "Error from server (Forbidden): user \"bob\" cannot get services in \"rights\"\n\
-         hint: kubectl auth can-i get services -n rights"
-    );
-    let role = |name: &str, verbs: &str| {
-        let verbs = format!("--verb={verbs}");
-        let create = ["create", "role", name, verbs.as_str(), "--resource=services", "-n", "rights"];
-        lab.kubectl(["delete", "role,rolebinding", name, "-n", "rights", "--ignore-not-found"])
-            .unwrap()
-            .ok()
-            .unwrap();
-        lab.kubectl(create).unwrap().ok().unwrap();
-        let role = format!("--role={name}");
-        lab.kubectl(["create", "rolebinding", name, &role, "--user=bob", "-n", "rights"])
-            .unwrap()
-            .ok()
-            .unwrap();
+    let kubectl = |words: &[&str]| lab.kubectl(words).and_then(Output::ok).unwrap();
+    kubectl(&["delete", "role,rolebinding", "reader", "writer", "-n", "rights", "--ignore-not-found"]);
+    let grant = |name: &str, verbs: &str| {
+        let (verbs, role) = (format!("--verb={verbs}"), format!("--role={name}"));
+        kubectl(&["create", "role", name, &verbs, "--resource=services", "-n", "rights"]);
+        kubectl(&["create", "rolebinding", name, &role, "--user=bob", "-n", "rights"]);
     };
-    lab.kubectl(["delete", "role,rolebinding", "writer", "-n", "rights", "--ignore-not-found"])
+    // The API server takes notice of a right a moment after it was given or taken.
+    let expose = format!("expose svc/web -n rights --pool rights --wait=false --as bob --as-group {USERS}");
+    let comes = |what: &str, words: &str| {
+        command::until(what, Duration::from_secs(20), || {
+            let output = vip(lab, &expose)?;
+            Ok((output.stderr.trim_end() == words).then_some(output))
+        })
         .unwrap()
-        .ok()
-        .unwrap();
-    role("reader", "get,list");
-    lab::command::until("bob's right to read", std::time::Duration::from_secs(20), || {
-        let output = vip(lab, &format!("expose svc/web --pool rights --wait=false {bob}"))?;
-        Ok((!output.stderr.contains("cannot get services")).then_some(output))
-    })
-    .map(|output| {
-        assert_eq!(output.code, 1);
-        assert_eq!(
-            output.stderr.trim_end(),
-            "Error from server (Forbidden): user \"bob\" cannot update services in \"rights\" (service web), \
-             so it cannot bind virtual IP 10.98.3.1 to it\n\
-             hint: kubectl auth can-i update services -n rights"
-        );
-    })
-    .unwrap();
-    role("writer", "get,list,update,patch");
-    lab::command::until("bob's right to write", std::time::Duration::from_secs(20), || {
-        Ok(vip(lab, &format!("expose svc/web --pool rights --wait=false {bob}"))?.success().then_some(()))
-    })
-    .unwrap();
-    assert_eq!(said(lab, &format!("unexpose svc/web {bob}")), "service/web unexposed: 10.98.3.1 released\n");
+    };
+    let refused = comes(
+        "a refusal to read",
+        "Error from server (Forbidden): user \"bob\" cannot get services in \"rights\"\n\
+         hint: kubectl auth can-i get services -n rights",
+    );
+    assert_eq!(refused.code, 1);
+    grant("reader", "get,list");
+    let refused = comes(
+        "a refusal to bind",
+        "Error from server (Forbidden): user \"bob\" cannot update services in \"rights\" (service web), \
+         so it cannot bind virtual IP 10.98.3.1 to it\n\
+         hint: kubectl auth can-i update services -n rights",
+    );
+    assert_eq!(refused.code, 1);
+    grant("writer", "get,list,update,patch");
+    assert_eq!(comes("an address", "").code, 0);
+    let unexpose = format!("unexpose svc/web -n rights --as bob --as-group {USERS}");
+    assert_eq!(said(lab, &unexpose), "service/web unexposed: 10.98.3.1 released\n");
 }
