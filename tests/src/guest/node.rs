@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::net::UnixStream,
+    os::unix::{fs::symlink, net::UnixStream},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -44,10 +44,16 @@ pub(super) fn run(folder: &Path, number: u8) -> Result<()> {
     kubelet.args(["--hostname-override", &name, "--kubeconfig"]).arg(&kubeconfig);
     kubelet.arg(format!("--node-ip={},{}", address(number), address6(number)));
     let proxy_kubeconfig = folder.join("pki").join(format!("{name}-proxy.conf"));
+    // Without iptables it has no rules of a former mode to look for, by dozens of slow processes. It still flushes IPVS.
+    let tools = Path::new("/run/lab/bin");
+    for tool in ["nft", "modprobe"] {
+        symlink(Path::new("/usr/sbin").join(tool), tools.join(tool))?;
+    }
     let mut proxy = Command::new(binaries::path("kube-proxy")?);
     proxy.args(["--hostname-override", &name, "--kubeconfig"]).arg(&proxy_kubeconfig);
     proxy.args(["--proxy-mode", "nftables", "--cluster-cidr", "10.244.0.0/16,fd10:244::/32"]);
     proxy.args(["--healthz-bind-address", "127.0.0.1:10256", "--metrics-bind-address", "127.0.0.1:10249"]);
+    proxy.env("PATH", tools);
     proxy.args(["--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0"]);
     proxy.args(["--conntrack-tcp-timeout-close-wait", "0"]);
 
@@ -112,7 +118,7 @@ fn mounts() -> Result<()> {
         mount(NONE, folder, NONE, MsFlags::MS_SHARED, NONE)?;
     }
     for folder in [
-        "/run/lab",
+        "/run/lab/bin",
         "/run/netns",
         "/var/lib/kubelet",
         "/var/lib/cni",
@@ -145,6 +151,7 @@ fn configure(folder: &Path, number: u8, name: &str) -> Result<()> {
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{name}"),
         "failSwapOn": false,
+        "makeIPTablesUtilChains": false,
         "enforceNodeAllocatable": ["pods"],
         "authentication": {
             "anonymous": {"enabled": false},
