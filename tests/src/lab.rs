@@ -363,7 +363,7 @@ impl Lab {
         let ask = "exec 3<>/dev/tcp/127.0.0.1/10256 && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ code _ <&3 \
                    && [ \"$code\" = 200 ]";
         command::until(&format!("kube-proxy on node-{node}"), Duration::from_secs(120), || {
-            Ok(self.node(node).exec(ask)?.ok().map(Some)?)
+            self.node(node).exec(ask)?.ok().map(Some)
         })?;
         Ok(())
     }

@@ -35,7 +35,6 @@ pub mod netns;
 pub mod paths;
 mod pki;
 pub mod product;
-pub mod runner;
 mod segment;
 pub mod setup;
 mod store;
