@@ -10,7 +10,10 @@ fn commands_on_nodes_have_an_exit_code_and_two_outputs() -> Result<()> {
     for node in lab.nodes() {
         let output = node.exec("hostname; ip -4 -oneline address show eth0; echo oops >&2; exit 7")?;
         ensure!(output.code == 7 && output.stderr.trim() == "oops", "{output:?}");
-        ensure!(output.stdout.contains(&node.name()) && output.stdout.contains(&node.address().to_string()), "{output:?}");
+        ensure!(
+            output.stdout.contains(&node.name()) && output.stdout.contains(&node.address().to_string()),
+            "{output:?}"
+        );
     }
     let modules = lab.vm().exec("grep -c ip_vs /proc/modules")?.ok()?;
     ensure!(modules.text() != "0");
@@ -28,7 +31,9 @@ fn a_node_that_is_unplugged_is_silent_and_comes_back() -> Result<()> {
     let silent = owners();
     lab.plug(3)?;
     ensure!(silent? == [String::new(); 0]);
-    lab::command::until("node-3's answer", Duration::from_secs(10), || Ok((owners()? == [node.mac()]).then_some(())))
+    lab::command::until("node-3's answer", Duration::from_secs(10), || {
+        Ok((owners()? == [node.mac()]).then_some(()))
+    })
 }
 
 #[test]
