@@ -42,7 +42,9 @@ fn installed() -> (&'static Lab, RwLockReadGuard<'static, ()>) {
 }
 
 /// Nobody else uses the product while this lives; afterwards it is installed again, also when the test has failed.
-struct Alone(RwLockWriteGuard<'static, ()>);
+struct Alone {
+    _held: RwLockWriteGuard<'static, ()>,
+}
 
 impl Drop for Alone {
     fn drop(&mut self) {
@@ -54,7 +56,8 @@ impl Drop for Alone {
 /// The cluster alone.
 fn exclusive() -> (&'static Lab, Alone) {
     drop(installed());
-    (lab::api().unwrap(), Alone(INSTALLED.write().unwrap_or_else(PoisonError::into_inner)))
+    let held = INSTALLED.write().unwrap_or_else(PoisonError::into_inner);
+    (lab::api().unwrap(), Alone { _held: held })
 }
 
 fn prepare(lab: &Lab) -> Result<()> {
