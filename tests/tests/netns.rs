@@ -15,7 +15,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Host, Segment, command};
-use vip_core::{api::VrrpState, vrrp::Family};
+use vip_core::{
+    api::{Reason, VrrpState},
+    vrrp::Family,
+};
 use vip_node::link::Order;
 
 use keepalived::Keepalived;
@@ -220,9 +223,84 @@ fn what_is_foreign_or_was_routed_changes_nothing_and_is_counted() -> Result<()> 
         Ok(Some(()))
     })?;
     ensure!(all[0].state() == VrrpState::Master, "it gave way");
-    // The same from a sender that claims our address is obeyed: keepalived on its way out, say.
-    inject(stranger, 255, &advert(stranger, 255, VIP))?;
-    command::until("it to give way", Duration::from_secs(2), || Ok((!all[0].is_bound()?).then_some(())))?;
+    // The same from a sender that claims our address is obeyed: keepalived on its way out, say. Its interval is learned,
+    // so that there is time to see it.
+    let mut claim = advert(stranger, 255, VIP);
+    claim[4..8].copy_from_slice(&[0x03, 0xe8, 0, 0]);
+    let sum = !vip_core::vrrp::packet::ones_complement(0, &claim);
+    claim[6..8].copy_from_slice(&sum.to_be_bytes());
+    inject(stranger, 255, &claim)?;
+    command::until("it to give way", SOON, || Ok((!all[0].is_bound()?).then_some(())))
+}
+
+#[test]
+fn an_owner_that_was_paused_hears_first_who_took_over() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let all = three(&segment)?;
+    let owner = one_owner(&all)?;
+    all[owner].signal("STOP")?;
+    let rest: Vec<usize> = (0..3).filter(|index| *index != owner).collect();
+    let next = command::until("a successor", SOON, || {
+        Ok(rest.iter().copied().find(|i| all[*i].state() == VrrpState::Master))
+    })?;
+    // Long enough for the kernel to take the address off the paused one.
+    thread::sleep(Duration::from_secs(4));
+    ensure!(!all[owner].is_bound()?, "the address outlived its lifetime");
+    all[owner].signal("CONT")?;
+    command::until("the old owner to step back", SOON, || {
+        Ok((all[owner].state() == VrrpState::Backup).then_some(()))
+    })?;
+    still(&all, next)
+}
+
+#[test]
+fn an_election_that_is_left_and_ordered_again_is_entered_again() -> Result<()> {
+    let segment = Segment::new(1)?;
+    let all = [Vrrp::start(segment.host(1), 1)?];
+    all[0].elect()?;
+    one_owner(&all)?;
+    // It is still handing over when it is wanted again.
+    all[0].order(Order::Elect(vec![]))?;
+    all[0].elect()?;
+    command::until("the address to go", SOON, || Ok((!all[0].is_bound()?).then_some(())))?;
+    one_owner(&all)?;
+    Ok(())
+}
+
+#[test]
+fn a_takeover_is_announced_on_the_wire() -> Result<()> {
+    let segment = Segment::new(2)?;
+    let vrrp = Vrrp::start(segment.host(1), 1)?;
+    let capture =
+        "timeout 20 tcpdump -ni eth0 -c 5 -e arp and arp[14:4] = 0x0a570232 and arp[24:4] = 0x0a570232 2>&1";
+    let seen = thread::scope(|scope| -> Result<command::Output> {
+        let sniffer = scope.spawn(|| segment.host(2).exec(capture));
+        thread::sleep(Duration::from_secs(1));
+        vrrp.elect()?;
+        sniffer.join().ok().context("tcpdump ended badly")?
+    })?;
+    let announcements = seen.stdout.lines().filter(|line| {
+        line.contains("> ff:ff:ff:ff:ff:ff")
+            && line.contains(&format!("who-has {VIP}"))
+            && line.contains("tell")
+    });
+    ensure!(announcements.count() == 5, "{}", seen.stdout);
+    let mac = segment.host(1).mac()?;
+    ensure!(seen.stdout.contains(&mac), "{mac} is not in {}", seen.stdout);
+    Ok(())
+}
+
+#[test]
+fn without_the_capabilities_it_says_so_and_goes_on() -> Result<()> {
+    let segment = Segment::new(1)?;
+    for capability in ["NET_RAW", "NET_ADMIN"] {
+        let vrrp = Vrrp::start_without(segment.host(1), 1, &capability.to_lowercase())?;
+        vrrp.elect()?;
+        let trouble = command::until("a reason", SOON, || {
+            Ok(vrrp.report().routers.first().and_then(|router| router.trouble.clone()))
+        })?;
+        ensure!(trouble.0 == Reason::NotPermitted && trouble.1.contains(capability), "{trouble:?}");
+    }
     Ok(())
 }
 

@@ -10,6 +10,8 @@
 mod address;
 mod announce;
 mod elections;
+mod heard;
+mod network;
 mod wire;
 
 use std::path::Path;

@@ -37,14 +37,23 @@ pub struct Vrrp<'a> {
 
 impl<'a> Vrrp<'a> {
     pub fn start(host: &'a Host, number: u8) -> Result<Self> {
-        let binary = paths::target().join("debug/vip-node");
-        ensure!(binary.exists(), "vip-node is not built: make build");
+        let binary = binary()?;
+        Self::launch(host, number, &mut Command::new(binary))
+    }
+
+    /// Starts it without a capability, such as `net_raw`.
+    pub fn start_without(host: &'a Host, number: u8, capability: &str) -> Result<Self> {
+        let drop = [format!("--bounding-set=-{capability}"), format!("--inh-caps=-{capability}")];
+        Self::launch(host, number, Command::new("setpriv").args(drop).arg(binary()?))
+    }
+
+    fn launch(host: &'a Host, number: u8, command: &mut Command) -> Result<Self> {
         let folder = std::env::temp_dir().join(host.netns().name());
         fs::create_dir_all(&folder)?;
         let socket = folder.join("vrrp.sock");
         let _ = fs::remove_file(&socket);
         let log = fs::File::create(folder.join("vrrp.log"))?;
-        let process = host.spawn(Command::new(&binary).arg("vrrp").arg("--link").arg(&socket).stderr(log))?;
+        let process = host.spawn(command.arg("vrrp").arg("--link").arg(&socket).stderr(log))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (publish, reports) = tokio::sync::watch::channel(None);
         let (orders, mut inbox) = tokio::sync::mpsc::unbounded_channel::<Order>();
@@ -115,6 +124,12 @@ impl<'a> Vrrp<'a> {
     pub fn signal(&self, name: &str) -> Result<()> {
         command::words(&["kill", &format!("-{name}"), &self.process.id().to_string()])?.ok().map(drop)
     }
+}
+
+fn binary() -> Result<PathBuf> {
+    let binary = paths::target().join("debug/vip-node");
+    ensure!(binary.exists(), "vip-node is not built: make build");
+    Ok(binary)
 }
 
 impl Drop for Vrrp<'_> {

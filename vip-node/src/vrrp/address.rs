@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -26,6 +26,8 @@ pub const PROTOCOL: u8 = 0x70;
 pub const LIFETIME: u32 = 3;
 /// How often it is renewed.
 pub const RENEW: Duration = Duration::from_secs(1);
+/// How long to wait before rtnetlink is opened again.
+const REOPEN: Duration = Duration::from_millis(100);
 
 /// A network interface as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,38 +55,55 @@ pub enum Change {
     Other,
 }
 
-/// The conversation with the kernel.
+/// The conversation with the kernel. What we ask has a socket of its own: an event that others caused carries their
+/// sequence number, and could be taken for an answer.
 pub struct Addresses {
     handle: Handle,
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
 }
 
 impl Addresses {
-    /// Opens it, on a task of the current runtime.
+    /// Opens it, on tasks of the current runtime.
     ///
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open() -> io::Result<Self> {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
-        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        tokio::spawn(connection);
+        let (events, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        let (answers, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(events);
+        tokio::spawn(answers);
         Ok(Self { handle, messages })
     }
 
-    /// Waits for the next change; `None` when the kernel ended the conversation.
-    pub async fn changed(&mut self) -> Option<Change> {
+    /// Waits for the next change. Dropping it loses nothing.
+    pub async fn changed(&mut self) -> Change {
         loop {
-            let (message, _) = self.messages.next().await?;
-            let NetlinkPayload::InnerMessage(message) = message.payload else { continue };
-            return Some(match message {
-                RouteNetlinkMessage::DelAddress(address) if is_ours(&address) => match ip_of(&address) {
-                    Some(ip) => Change::Lost(address.header.index, ip),
-                    None => continue,
-                },
-                // The echo of our own work.
-                RouteNetlinkMessage::NewAddress(address) if is_ours(&address) => continue,
-                _ => Change::Other,
-            });
+            match self.messages.next().await {
+                Some((message, _)) => {
+                    if let Some(change) = change(message) {
+                        return change;
+                    }
+                }
+                None => {
+                    // The kernel ended the conversation: begin another, and look at everything anew.
+                    tokio::time::sleep(REOPEN).await;
+                    if let Ok(another) = Self::open() {
+                        *self = another;
+                        return Change::Other;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A change that is known already.
+    pub fn queued(&mut self) -> Option<Change> {
+        loop {
+            let (message, _) = self.messages.next().now_or_never()??;
+            if let Some(change) = change(message) {
+                return Some(change);
+            }
         }
     }
 
@@ -151,6 +170,19 @@ impl Addresses {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => Ok(()),
             result => result,
         }
+    }
+}
+
+/// What an event means; the echo of our own work means nothing.
+fn change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
+    match message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) if is_ours(&address) => {
+            Some(Change::Lost(address.header.index, ip_of(&address)?))
+        }
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_ours(&address) => None,
+        // Events were lost, or it is one of an interface or an address of others.
+        NetlinkPayload::Overrun(_) | NetlinkPayload::InnerMessage(_) => Some(Change::Other),
+        _ => None,
     }
 }
 

@@ -26,20 +26,36 @@ const REFRESH: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 32;
 const SPACING: Duration = Duration::from_millis(2);
 
+/// A burst is not begun anew before this time: a router that cannot hear us may claim our addresses many times a second.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What is still to be announced.
 #[derive(Debug, Default)]
 pub struct Announcer {
-    /// By address: its election, how many announcements were made, when the next is due.
-    plan: BTreeMap<IpAddr, (RouterId, usize, Duration)>,
+    plan: BTreeMap<IpAddr, Plan>,
     /// Not before this time, for the sake of spacing.
     pause: Duration,
+}
+
+/// The announcements of one address.
+#[derive(Debug)]
+struct Plan {
+    router: RouterId,
+    /// When its burst began.
+    begun: Duration,
+    /// How many were made since then.
+    made: usize,
+    /// When the next is due.
+    due: Duration,
 }
 
 impl Announcer {
     /// Starts a burst for addresses that are bound now.
     pub fn announce(&mut self, now: Duration, router: &RouterId, addresses: &[IpAddr]) {
         for address in addresses {
-            self.plan.insert(*address, (router.clone(), 0, now));
+            if self.plan.get(address).is_none_or(|plan| plan.begun + PATIENCE <= now) {
+                self.plan.insert(*address, Plan { router: router.clone(), begun: now, made: 0, due: now });
+            }
         }
     }
 
@@ -50,7 +66,7 @@ impl Announcer {
 
     /// When [`Announcer::due`] has something to say.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.plan.values().map(|(_, _, due)| *due).min().map(|due| due.max(self.pause))
+        self.plan.values().map(|plan| plan.due).min().map(|due| due.max(self.pause))
     }
 
     /// What is to be announced now: addresses with the fewest announcements so far come first.
@@ -58,12 +74,8 @@ impl Announcer {
         if now < self.pause {
             return Vec::new();
         }
-        let mut due: Vec<(usize, IpAddr)> = self
-            .plan
-            .iter()
-            .filter(|(_, (_, _, at))| *at <= now)
-            .map(|(address, (_, count, _))| (*count, *address))
-            .collect();
+        let waiting = self.plan.iter().filter(|(_, plan)| plan.due <= now);
+        let mut due: Vec<(usize, IpAddr)> = waiting.map(|(address, plan)| (plan.made, *address)).collect();
         due.sort_unstable();
         if due.len() > AT_ONCE {
             self.pause = now + SPACING;
@@ -71,14 +83,14 @@ impl Announcer {
         due.truncate(AT_ONCE);
         let mut announcements = Vec::with_capacity(due.len());
         for (_, address) in due {
-            if let Some((router, count, at)) = self.plan.get_mut(&address) {
-                *count += 1;
-                *at = now
-                    + match BURST.get(*count) {
-                        Some(next) => *next - BURST[*count - 1],
+            if let Some(plan) = self.plan.get_mut(&address) {
+                plan.made += 1;
+                plan.due = now
+                    + match BURST.get(plan.made) {
+                        Some(next) => *next - BURST[plan.made - 1],
                         None => REFRESH,
                     };
-                announcements.push((router.clone(), address));
+                announcements.push((plan.router.clone(), address));
             }
         }
         announcements
@@ -125,6 +137,22 @@ mod tests {
         assert_eq!(times[9..], [Duration::from_secs(65), Duration::from_secs(125)]);
         announcer.forget(ip(50));
         assert_eq!(announcer.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_quarrel_makes_no_storm() {
+        let mut announcer = Announcer::default();
+        let mut made = 0;
+        for millis in 0..10_000 {
+            let now = Duration::from_millis(millis);
+            announcer.announce(now, &router(), &[ip(50)]);
+            made += announcer.due(now).len();
+        }
+        assert_eq!(made, 50, "five in each second");
+        announcer.forget(ip(50));
+        let now = Duration::from_millis(10_000);
+        announcer.announce(now, &router(), &[ip(50)]);
+        assert_eq!(announcer.due(now).len(), 1, "a new takeover is announced at once");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
@@ -12,21 +12,20 @@ use vip_core::vrrp::packet::{self, Advert, Checksum, Context, Refusal};
 use vip_core::vrrp::router::{Action, Router};
 use vip_core::vrrp::{Family, RouterConfig, RouterId};
 
-use super::address::{Addresses, Change, Nic, RENEW};
+use super::address::{Addresses, Change, RENEW};
 use super::announce::Announcer;
+use super::heard::Heard;
+use super::network::{Network, Obstacle, Place};
 use super::wire::{Packet, Wire};
-use crate::link::{Interface, Peer, Report, RouterReport};
+use crate::link::{Interface, Report, RouterReport};
 
-/// A carrier that came back has to last this long before it is trusted: switches take their time to forward.
-const STABLE: Duration = Duration::from_secs(3);
-/// After a failure on an interface.
+/// After a failure on an interface; twice as long after the next, up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(32);
 /// Interfaces are looked at anew at least this often, should a message of the kernel have been lost.
 const LOOK: Duration = Duration::from_secs(10);
-/// A peer that was not heard for this long is forgotten.
-const PEER: Duration = Duration::from_secs(10);
-/// At most so many peers are remembered, whatever is heard.
-const PEERS: usize = 1024;
+/// So many packets of one interface are read before the timers are looked at: more than a socket's queue holds.
+const BATCH: usize = 1000;
 
 struct Running {
     router: Router,
@@ -34,23 +33,34 @@ struct Running {
     bound: BTreeSet<IpAddr>,
 }
 
+/// What failed when an election was entered or its addresses were bound.
+#[derive(Default)]
+struct Failure {
+    /// How often in a row.
+    count: u32,
+    /// It was the binding: that the next attempt gets as far as the socket does not mend it.
+    binding: bool,
+}
+
 /// All that `vip-node vrrp` knows.
 pub struct Elections {
     epoch: Instant,
     addresses: Addresses,
-    nics: BTreeMap<u32, Nic>,
-    /// From when on the carrier of an interface is trusted.
-    stable: BTreeMap<u32, Duration>,
+    /// What the kernel told and nobody has looked into yet.
+    change: Option<Change>,
+    network: Network,
     wires: BTreeMap<String, AsyncFd<Wire>>,
+    /// A socket's queue was not read to its end.
+    backlog: bool,
     /// What the agent ordered last.
     ordered: BTreeMap<RouterId, RouterConfig>,
     running: BTreeMap<RouterId, Running>,
     troubles: BTreeMap<RouterId, (Reason, String)>,
-    /// Elections that failed are not entered again before this time.
+    failures: BTreeMap<RouterId, Failure>,
+    /// Elections that are not entered before this time; then it is tried again.
     barred: BTreeMap<RouterId, Duration>,
     announcer: Announcer,
-    peers: BTreeMap<(RouterId, IpAddr), (u8, Duration)>,
-    refused: BTreeMap<String, u64>,
+    heard: Heard,
     renew: Duration,
     look: Duration,
     stopping: bool,
@@ -75,16 +85,17 @@ impl Elections {
         Ok(Self {
             epoch: Instant::now(),
             addresses,
-            stable: nics.keys().map(|index| (*index, Duration::ZERO)).collect(),
-            nics,
+            change: None,
+            network: Network::new(nics),
             wires: BTreeMap::new(),
+            backlog: false,
             ordered: BTreeMap::new(),
             running: BTreeMap::new(),
             troubles: BTreeMap::new(),
+            failures: BTreeMap::new(),
             barred: BTreeMap::new(),
             announcer: Announcer::default(),
-            peers: BTreeMap::new(),
-            refused: BTreeMap::new(),
+            heard: Heard::default(),
             renew: Duration::ZERO,
             look: LOOK,
             stopping: false,
@@ -94,7 +105,12 @@ impl Elections {
     /// The elections to take part in from now on.
     pub async fn order(&mut self, routers: Vec<RouterConfig>) {
         if !self.stopping {
-            self.ordered = routers.into_iter().map(|config| (config.id.clone(), config)).collect();
+            let ordered = routers.into_iter().map(|config| (config.id.clone(), config)).collect();
+            let before = std::mem::replace(&mut self.ordered, ordered);
+            // Other settings deserve another attempt at once.
+            let same = |id: &RouterId| self.ordered.get(id) == before.get(id);
+            self.failures.retain(|id, _| same(id));
+            self.barred.retain(|id, _| same(id));
             self.settle().await;
         }
     }
@@ -114,16 +130,11 @@ impl Elections {
     /// Waits until something is to be done: a packet, a change of an interface, a timer. Dropping it loses nothing.
     pub async fn wait(&mut self) {
         let deadline = self.epoch + self.next_deadline();
-        let change = tokio::select! {
+        tokio::select! {
             biased;
-            () = readable(&self.wires) => None,
-            change = self.addresses.changed() => Some(change.unwrap_or(Change::Other)),
-            () = tokio::time::sleep_until(deadline.into()) => None,
-        };
-        match change {
-            Some(Change::Lost(index, address)) => self.put_back(index, address).await,
-            Some(Change::Other) => self.look().await,
-            None => {}
+            () = readable(&self.wires) => {}
+            change = self.addresses.changed() => self.change = Some(change),
+            () = tokio::time::sleep_until(deadline.into()) => {}
         }
     }
 
@@ -131,6 +142,7 @@ impl Elections {
     /// learns first what happened meanwhile.
     pub async fn work(&mut self) {
         self.receive().await;
+        self.follow_changes().await;
         let now = self.now();
         let due: Vec<RouterId> = self
             .running
@@ -148,14 +160,13 @@ impl Elections {
         if now >= self.renew {
             self.renew_all().await;
         }
-        if self.barred.values().any(|at| *at <= now)
-            || self.stable.values().any(|at| *at > now.saturating_sub(RENEW) && *at <= now)
-        {
+        if self.barred.values().any(|at| *at <= now) {
             self.settle().await;
         }
         for (id, address) in self.announcer.due(now) {
             if let (Some(wire), IpAddr::V4(address)) = (self.wires.get(&id.interface), address)
-                && let Err(error) = wire.get_ref().announce(address)
+                && let Some(running) = self.running.get(&id)
+                && let Err(error) = wire.get_ref().announce(self.network.mac(running.index), address)
             {
                 warn!(%address, interface = id.interface, %error, "could not be announced");
             }
@@ -167,7 +178,7 @@ impl Elections {
         let now = self.now();
         let bound: BTreeSet<IpAddr> =
             self.running.values().flat_map(|running| &running.bound).copied().collect();
-        let interfaces = self.nics.values().map(|nic| Interface {
+        let interfaces = self.network.nics().map(|nic| Interface {
             name: nic.name.clone(),
             mac: nic.mac,
             addresses: nic.addresses.iter().filter(|net| !bound.contains(&net.addr())).copied().collect(),
@@ -188,18 +199,11 @@ impl Elections {
                 trouble: self.troubles.get(id).cloned(),
             }
         });
-        let peers = self.peers.iter().filter(|(_, (_, heard))| *heard + PEER > now);
         Report {
             interfaces: interfaces.collect(),
             routers: routers.collect(),
-            peers: peers
-                .map(|((id, address), (priority, _))| Peer {
-                    id: id.clone(),
-                    address: *address,
-                    priority: *priority,
-                })
-                .collect(),
-            refused: self.refused.clone(),
+            peers: self.heard.peers(now),
+            refused: self.heard.refused(),
             stopping: self.stopping,
         }
     }
@@ -210,11 +214,14 @@ impl Elections {
 
     fn next_deadline(&self) -> Duration {
         let now = self.now();
+        if self.backlog || self.change.is_some() {
+            return now;
+        }
         let routers = self.running.values().filter_map(|running| running.router.next_deadline());
-        let later = self.barred.values().chain(self.stable.values()).copied().filter(|at| *at > now);
+        let barred = self.barred.values().copied();
         routers
             .chain(self.announcer.next_deadline())
-            .chain(later)
+            .chain(barred)
             .chain([self.renew, self.look])
             .min()
             .unwrap_or(now)
@@ -225,6 +232,7 @@ impl Elections {
         let now = self.now();
         self.barred.retain(|id, at| *at > now && self.ordered.contains_key(id));
         self.troubles.retain(|id, _| self.ordered.contains_key(id));
+        self.failures.retain(|id, _| self.ordered.contains_key(id));
         for id in
             self.running.keys().filter(|id| !self.ordered.contains_key(*id)).cloned().collect::<Vec<_>>()
         {
@@ -235,49 +243,21 @@ impl Elections {
             if self.barred.contains_key(&config.id) {
                 continue;
             }
-            match self.place(&config) {
-                Ok((index, source)) => self.enter(config, index, source).await,
-                Err((reason, message)) => self.bar(&config.id, reason, message, None).await,
+            let bound = self.running.get(&config.id).map(|running| running.bound.clone()).unwrap_or_default();
+            match self.network.place(now, &config, &bound) {
+                Ok(place) => self.enter(config, place).await,
+                Err(obstacle) => self.bar(&config.id, obstacle).await,
             }
         }
         let used: BTreeSet<String> = self.running.keys().map(|id| id.interface.clone()).collect();
         self.wires.retain(|name, _| used.contains(name));
     }
 
-    /// Where an election can take place: the interface's index and its primary address in the subnet.
-    fn place(&self, config: &RouterConfig) -> Result<(u32, Ipv4Addr), (Reason, String)> {
-        let name = &config.id.interface;
-        let no = |message: String| (Reason::NoInterface, message);
-        let nic = self
-            .nics
-            .values()
-            .find(|nic| nic.name == *name)
-            .ok_or_else(|| no(format!("there is no interface {name}")))?;
-        if !nic.carrier {
-            return Err(no(format!("interface {name} is down or has no carrier")));
-        }
-        if self.stable.get(&nic.index).is_some_and(|at| *at > self.now()) {
-            return Err(no(format!("the carrier of interface {name} has just come back")));
-        }
-        let first = config.addresses.first().copied();
-        let primary = nic
-            .addresses
-            .iter()
-            .find(|net| net.prefix_len() < 32 && first.is_some_and(|first| net.contains(&first)));
-        match primary.map(|net| net.addr()) {
-            Some(IpAddr::V4(source)) => Ok((nic.index, source)),
-            _ => Err(no(format!(
-                "interface {name} has no address in the subnet of {}",
-                first.map(|a| a.to_string()).unwrap_or_default()
-            ))),
-        }
-    }
-
-    async fn enter(&mut self, config: RouterConfig, index: u32, source: Ipv4Addr) {
+    async fn enter(&mut self, config: RouterConfig, place: Place) {
         let id = config.id.clone();
         let now = self.now();
         if let Some(running) = self.running.get_mut(&id) {
-            if running.index == index && running.router.source() == IpAddr::V4(source) {
+            if running.index == place.index && running.router.source() == IpAddr::V4(place.source) {
                 let actions = running.router.configure(now, config);
                 return self.act(&id, actions).await;
             }
@@ -287,38 +267,54 @@ impl Elections {
             self.wires.remove(&id.interface);
         }
         if !self.wires.contains_key(&id.interface) {
-            let mac = self.nics.get(&index).map(|nic| nic.mac).unwrap_or_default();
             // SAFETY: the wire owns its socket and gives the same descriptor for as long as it lives.
-            match Wire::open(index, mac).and_then(|wire| Ok(unsafe { AsyncFd::register(wire) }?)) {
+            match Wire::open(place.index).and_then(|wire| Ok(unsafe { AsyncFd::register(wire) }?)) {
                 Ok(wire) => {
                     self.wires.insert(id.interface.clone(), wire);
                 }
                 Err(error) => {
                     let (reason, hint) = permission(&error, "NET_RAW");
                     let message = format!("cannot open a packet socket on {}: {error}{hint}", id.interface);
-                    return self.bar(&id, reason, message, Some(now + RETRY)).await;
+                    return self.fail(&id, reason, message, false).await;
                 }
             }
         }
-        if self.troubles.remove(&id).is_some() {
-            info!(vrid = id.vrid, interface = id.interface, "can take part again");
+        if !self.failures.get(&id).is_some_and(|failure| failure.binding) {
+            self.recover(&id);
         }
-        let mut router = Router::new(config, source.into());
+        let mut router = Router::new(config, place.source.into());
         let actions = router.start(now);
-        self.running.insert(id.clone(), Running { router, index, bound: BTreeSet::new() });
+        self.running.insert(id.clone(), Running { router, index: place.index, bound: BTreeSet::new() });
         self.act(&id, actions).await;
     }
 
+    /// Nothing is in the way any more.
+    fn recover(&mut self, id: &RouterId) {
+        self.failures.remove(id);
+        if self.troubles.remove(id).is_some() {
+            info!(vrid = id.vrid, interface = id.interface, "can take part again");
+        }
+    }
+
+    /// Takes no part in an election for a while, longer from time to time.
+    async fn fail(&mut self, id: &RouterId, reason: Reason, message: String, binding: bool) {
+        let failure = self.failures.entry(id.clone()).or_default();
+        let wait = RETRY_MAX.min(RETRY * 2_u32.saturating_pow(failure.count));
+        *failure = Failure { count: failure.count + 1, binding };
+        let until = Some(self.now() + wait);
+        self.bar(id, Obstacle { reason, message, until }).await;
+    }
+
     /// Takes no part in an election and says why, once.
-    async fn bar(&mut self, id: &RouterId, reason: Reason, message: String, until: Option<Duration>) {
+    async fn bar(&mut self, id: &RouterId, obstacle: Obstacle) {
         if let Some(running) = self.running.get_mut(id) {
             let actions = running.router.stop();
             Box::pin(self.act(id, actions)).await;
         }
-        if let Some(until) = until {
+        if let Some(until) = obstacle.until {
             self.barred.insert(id.clone(), until);
         }
-        let trouble = (reason, message);
+        let trouble = (obstacle.reason, obstacle.message);
         if self.troubles.get(id) != Some(&trouble) {
             warn!(vrid = id.vrid, interface = id.interface, "takes no part: {}", trouble.1);
             self.troubles.insert(id.clone(), trouble);
@@ -332,19 +328,28 @@ impl Elections {
                 Action::Send(advert) => self.send(id, &advert),
                 Action::Bind(addresses) => {
                     if let Err((reason, message)) = self.bind(id, &addresses).await {
-                        let until = self.now() + RETRY;
-                        return self.bar(id, reason, message, Some(until)).await;
+                        return self.fail(id, reason, message, true).await;
                     }
+                    self.recover(id);
                 }
                 Action::Announce(addresses) => {
                     let now = self.now();
                     self.announcer.announce(now, id, &addresses);
                 }
                 Action::Release(addresses) => self.release(id, &addresses).await,
-                Action::Left => {
-                    self.running.remove(id);
-                }
+                Action::Left => self.forget(id).await,
             }
+        }
+    }
+
+    /// An election was left. If it was ordered again meanwhile, it is entered anew.
+    async fn forget(&mut self, id: &RouterId) {
+        let rest: Vec<IpAddr> =
+            self.running.get(id).map(|running| running.bound.iter().copied().collect()).unwrap_or_default();
+        self.release(id, &rest).await;
+        self.running.remove(id);
+        if self.ordered.contains_key(id) {
+            self.barred.insert(id.clone(), self.now());
         }
     }
 
@@ -425,34 +430,56 @@ impl Elections {
         self.renew = self.now() + RENEW;
     }
 
+    /// Follows all changes that are known: many at once need one look.
+    async fn follow_changes(&mut self) {
+        let mut other = false;
+        while let Some(change) = self.change.take().or_else(|| self.addresses.queued()) {
+            match change {
+                Change::Lost(index, address) => self.put_back(index, address).await,
+                Change::Other => other = true,
+            }
+        }
+        if other {
+            self.look().await;
+        }
+    }
+
     async fn look(&mut self) {
         let now = self.now();
         self.look = now + LOOK;
-        match self.addresses.nics().await {
-            Ok(nics) => {
-                for nic in nics.values() {
-                    let had = self.nics.get(&nic.index).is_some_and(|old| old.carrier);
-                    if nic.carrier && !had {
-                        self.stable.insert(nic.index, now + STABLE);
-                    }
-                }
-                self.stable.retain(|index, _| nics.contains_key(index));
-                let news = nics != self.nics;
-                self.nics = nics;
-                if news {
-                    self.settle().await;
-                }
+        let nics = match self.addresses.nics().await {
+            Ok(nics) => nics,
+            Err(error) => return warn!(%error, "cannot look at the interfaces"),
+        };
+        let news = self.network.update(now, nics);
+        for (id, running) in &self.running {
+            if news.hardware.contains(&running.index) {
+                let bound: Vec<IpAddr> = running.bound.iter().copied().collect();
+                self.announcer.announce(now, id, &bound);
             }
-            Err(error) => warn!(%error, "cannot look at the interfaces"),
+        }
+        if news.any {
+            self.settle().await;
         }
     }
 
     async fn receive(&mut self) {
         let names: Vec<String> = self.wires.keys().cloned().collect();
+        self.backlog = false;
         for name in names {
+            let mut read = 0;
             while let Some(wire) = self.wires.get(&name) {
+                if read == BATCH {
+                    self.backlog = true;
+                    break;
+                }
+                read += 1;
                 match wire.get_ref().receive() {
-                    Ok(Some(packet)) => self.hear(&name, packet).await,
+                    Ok(Some(packet)) => {
+                        if let Err(refusal) = self.accept(&name, packet).await {
+                            self.heard.refuse(refusal);
+                        }
+                    }
                     Ok(None) => break,
                     // The socket reports once that its interface went down; the kernel's message tells the rest.
                     Err(error) => {
@@ -461,12 +488,6 @@ impl Elections {
                     }
                 }
             }
-        }
-    }
-
-    async fn hear(&mut self, interface: &str, packet: Packet) {
-        if let Err(refusal) = self.accept(interface, packet).await {
-            *self.refused.entry(refusal.kind().to_owned()).or_default() += 1;
         }
     }
 
@@ -485,19 +506,11 @@ impl Elections {
         if source == running.router.source() {
             return Err(Refusal::Own);
         }
-        let config = running.router.config();
-        let known = config.peers.contains(&source)
-            || advert.addresses.iter().any(|address| config.addresses.contains(address));
-        if !known {
+        if !running.router.config().knows(source, &advert) {
             return Err(Refusal::Foreign);
         }
         let actions = running.router.receive(now, source, &advert);
-        if self.peers.len() >= PEERS {
-            self.peers.retain(|_, (_, heard)| *heard + PEER > now);
-        }
-        if self.peers.len() < PEERS {
-            self.peers.insert((id.clone(), source), (advert.priority, now));
-        }
+        self.heard.accept(now, &id, source, advert.priority);
         self.act(&id, actions).await;
         Ok(())
     }

@@ -39,7 +39,6 @@ pub struct Packet {
 pub struct Wire {
     socket: OwnedFd,
     index: i32,
-    mac: [u8; 6],
     /// Keeps the membership in the group.
     _member: Socket,
 }
@@ -49,7 +48,7 @@ impl Wire {
     ///
     /// # Errors
     /// `PermissionDenied` without NET_RAW; else what the kernel says.
-    pub fn open(index: u32, mac: [u8; 6]) -> io::Result<Self> {
+    pub fn open(index: u32) -> io::Result<Self> {
         let group = match packet::group(vip_core::vrrp::Family::V4) {
             IpAddr::V4(group) => group,
             IpAddr::V6(_) => return Err(io::ErrorKind::Unsupported.into()),
@@ -74,10 +73,9 @@ impl Wire {
         only_vrrp(fd)?;
         let address = link_address(index, libc::ETH_P_IP, [0; 6]);
         // SAFETY: `address` is a valid sockaddr_ll and its size is given.
-        check(
-            unsafe { libc::bind(fd, (&raw const address).cast(), socklen::<libc::sockaddr_ll>()) } as isize
-        )?;
-        Ok(Self { socket, index, mac, _member: member })
+        let bound = unsafe { libc::bind(fd, (&raw const address).cast(), socklen::<libc::sockaddr_ll>()) };
+        check(bound as isize)?;
+        Ok(Self { socket, index, _member: member })
     }
 
     /// The next packet that is queued; `None` when there is none.
@@ -103,11 +101,13 @@ impl Wire {
             match check(received) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
-                Ok(_) if from.sll_pkttype == libc::PACKET_OUTGOING => {}
-                Ok(length) => match parse(buffer.get(..length).unwrap_or_default()) {
-                    Some(packet) => return Ok(Some(packet)),
-                    None => {}
-                },
+                // Our own, or of a VLAN on top of this interface, which its own socket hears.
+                Ok(_) if from.sll_pkttype == libc::PACKET_OUTGOING || from.sll_ifindex != self.index => {}
+                Ok(length) => {
+                    if let Some(packet) = parse(buffer.get(..length).unwrap_or_default()) {
+                        return Ok(Some(packet));
+                    }
+                }
             }
         }
     }
@@ -120,12 +120,12 @@ impl Wire {
         self.send(libc::ETH_P_IP, GROUP_MAC, &datagram(source, destination, payload))
     }
 
-    /// Sends a gratuitous ARP.
+    /// Sends a gratuitous ARP for an address, which is at this hardware address.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn announce(&self, address: Ipv4Addr) -> io::Result<()> {
-        self.send(libc::ETH_P_ARP, BROADCAST_MAC, &gratuitous_arp(self.mac, address))
+    pub fn announce(&self, mac: [u8; 6], address: Ipv4Addr) -> io::Result<()> {
+        self.send(libc::ETH_P_ARP, BROADCAST_MAC, &gratuitous_arp(mac, address))
     }
 
     fn send(&self, protocol: i32, to: [u8; 6], bytes: &[u8]) -> io::Result<()> {

@@ -1,0 +1,222 @@
+//! Where an election can take place: the node's interfaces as they were seen last, and which of them are fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use vip_core::api::Reason;
+use vip_core::vrrp::{Family, RouterConfig};
+
+use super::address::Nic;
+
+/// A carrier that came back has to last this long before it is trusted: switches take their time to forward.
+const STABLE: Duration = Duration::from_secs(3);
+
+/// The node's interfaces.
+#[derive(Debug)]
+pub struct Network {
+    nics: BTreeMap<u32, Nic>,
+    /// From when on a carrier that came back is trusted.
+    stable: BTreeMap<u32, Duration>,
+}
+
+/// What an election needs of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the interface.
+    pub index: u32,
+    /// Its primary address in the subnet of the virtual IPs.
+    pub source: Ipv4Addr,
+}
+
+/// What keeps the node out of an election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The word for it.
+    pub reason: Reason,
+    /// The sentence.
+    pub message: String,
+    /// When it will be gone by itself, if that is known.
+    pub until: Option<Duration>,
+}
+
+/// What is new since the last look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Anything at all.
+    pub any: bool,
+    /// Interfaces with another hardware address than before.
+    pub hardware: Vec<u32>,
+}
+
+impl Network {
+    /// The interfaces at the start; a carrier that is there already is trusted.
+    pub fn new(nics: BTreeMap<u32, Nic>) -> Self {
+        Self { nics, stable: BTreeMap::new() }
+    }
+
+    /// All interfaces.
+    pub fn nics(&self) -> impl Iterator<Item = &Nic> {
+        self.nics.values()
+    }
+
+    /// Hardware address of an interface.
+    pub fn mac(&self, index: u32) -> [u8; 6] {
+        self.nics.get(&index).map(|nic| nic.mac).unwrap_or_default()
+    }
+
+    /// Takes note of the interfaces as they are now.
+    pub fn update(&mut self, now: Duration, nics: BTreeMap<u32, Nic>) -> News {
+        let mut news = News { any: nics != self.nics, hardware: Vec::new() };
+        for nic in nics.values() {
+            let before = self.nics.get(&nic.index);
+            if nic.carrier && !before.is_some_and(|before| before.carrier) {
+                self.stable.insert(nic.index, now + STABLE);
+            }
+            if before.is_some_and(|before| before.mac != nic.mac) {
+                news.hardware.push(nic.index);
+            }
+        }
+        self.stable.retain(|index, at| *at > now && nics.contains_key(index));
+        self.nics = nics;
+        news
+    }
+
+    /// Where an election can take place, given what is `bound` for it already.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn place(
+        &self,
+        now: Duration,
+        config: &RouterConfig,
+        bound: &BTreeSet<IpAddr>,
+    ) -> Result<Place, Obstacle> {
+        if let Some(message) = config.fault() {
+            return Err(Obstacle { reason: Reason::Invalid, message, until: None });
+        }
+        if config.id.family == Family::V6 {
+            let message = "this version elects owners of IPv4 addresses only".to_owned();
+            return Err(Obstacle { reason: Reason::Invalid, message, until: None });
+        }
+        let name = &config.id.interface;
+        let no = |message: String, until| Obstacle { reason: Reason::NoInterface, message, until };
+        let Some(nic) = self.nics.values().find(|nic| nic.name == *name) else {
+            return Err(no(format!("there is no interface {name}"), None));
+        };
+        if !nic.carrier {
+            return Err(no(format!("interface {name} is down or has no carrier"), None));
+        }
+        if let Some(at) = self.stable.get(&nic.index).filter(|at| **at > now) {
+            return Err(no(format!("the carrier of interface {name} has just come back"), Some(*at)));
+        }
+        let subnet = |address: &IpAddr| {
+            nic.addresses.iter().find(|net| net.prefix_len() < 32 && net.contains(address))
+        };
+        if let Some(stray) = config.addresses.iter().find(|address| subnet(address).is_none()) {
+            return Err(no(format!("interface {name} has no address in the subnet of {stray}"), None));
+        }
+        if let Some((address, nic)) = self.taken(config, bound) {
+            let message = format!("{address} is on {nic} already, put there by another program");
+            return Err(Obstacle { reason: Reason::Rejected, message, until: None });
+        }
+        match config.addresses.first().and_then(subnet).map(|net| net.addr()) {
+            Some(IpAddr::V4(source)) => Ok(Place { index: nic.index, source }),
+            _ => Err(no(format!("interface {name} has no IPv4 address"), None)),
+        }
+    }
+
+    /// A virtual IP that the node has from somebody else. A kernel that does not keep our mark (before 5.18) shows our
+    /// own addresses without it: what we have bound is none of these.
+    fn taken(&self, config: &RouterConfig, bound: &BTreeSet<IpAddr>) -> Option<(IpAddr, &str)> {
+        self.nics.values().find_map(|nic| {
+            let foreign =
+                nic.addresses.iter().filter(|net| net.prefix_len() < 32 || !bound.contains(&net.addr()));
+            let address = foreign.map(|net| net.addr()).find(|address| config.addresses.contains(address))?;
+            Some((address, nic.name.as_str()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vip_core::vrrp::RouterId;
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    fn nic(change: impl FnOnce(&mut Nic)) -> Network {
+        let mut nic = Nic {
+            index: 2,
+            name: "eth0".into(),
+            carrier: true,
+            addresses: vec!["fe80::1/64".parse().unwrap(), "10.87.0.11/16".parse().unwrap()],
+            ..Nic::default()
+        };
+        change(&mut nic);
+        Network::new(BTreeMap::from([(nic.index, nic)]))
+    }
+
+    fn config(addresses: &[&str]) -> RouterConfig {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let family = addresses.first().map_or(Family::V4, |address| Family::of(*address));
+        let id = RouterId { interface: "eth0".into(), family, vrid: 7 };
+        RouterConfig { id, priority: 100, interval: NOW / 100, preempt: false, addresses, peers: vec![] }
+    }
+
+    #[test]
+    fn what_is_in_the_way() {
+        let fit = nic(|_| {});
+        let vip = config(&["10.87.2.50"]);
+        assert_eq!(
+            fit.place(NOW, &vip, &BTreeSet::new()),
+            Ok(Place { index: 2, source: [10, 87, 0, 11].into() })
+        );
+        let of_ours = |nic: &mut Nic| nic.addresses.push("10.87.2.50/32".parse().unwrap());
+        let rows = [
+            (nic(|nic| nic.name = "eth1".into()), vip.clone(), "there is no interface eth0"),
+            (nic(|nic| nic.carrier = false), vip.clone(), "no carrier"),
+            (nic(|nic| nic.addresses.clear()), vip.clone(), "no address in the subnet of 10.87.2.50"),
+            (nic(|_| {}), config(&["10.87.2.50", "10.88.0.1"]), "no address in the subnet of 10.88.0.1"),
+            (
+                nic(|_| {}),
+                config(&["10.87.0.11"]),
+                "10.87.0.11 is on eth0 already, put there by another program",
+            ),
+            (nic(of_ours), vip.clone(), "10.87.2.50 is on eth0 already, put there by another program"),
+            (nic(|_| {}), config(&["fd87::50"]), "IPv4 addresses only"),
+            (nic(|_| {}), config(&[]), "needs an address"),
+        ];
+        for (network, config, sentence) in rows {
+            let obstacle = network.place(NOW, &config, &BTreeSet::new()).unwrap_err();
+            assert!(obstacle.message.contains(sentence), "{obstacle:?}");
+        }
+        // On an old kernel what we have bound ourselves looks like that too.
+        assert!(nic(of_ours).place(NOW, &vip, &BTreeSet::from([[10, 87, 2, 50].into()])).is_ok());
+    }
+
+    #[test]
+    fn a_carrier_that_came_back_is_trusted_when_it_lasts() {
+        let mut network = nic(|_| {});
+        let (vip, none) = (config(&["10.87.2.50"]), BTreeSet::new());
+        assert!(network.place(NOW, &vip, &none).is_ok(), "at the start it is trusted");
+        let with = |carrier| nic(|nic| nic.carrier = carrier).nics;
+        assert!(network.update(NOW, with(false)).any);
+        network.update(NOW, with(true));
+        let obstacle = network.place(NOW, &vip, &none).unwrap_err();
+        assert_eq!(obstacle.until, Some(NOW + STABLE));
+        // Lost again meanwhile: the wait starts anew.
+        network.update(NOW + STABLE / 2, with(false));
+        network.update(NOW + STABLE / 2, with(true));
+        assert!(network.place(NOW + STABLE, &vip, &none).is_err());
+        assert!(network.place(NOW + STABLE * 2, &vip, &none).is_ok());
+        assert_eq!(network.update(NOW + STABLE * 2, with(true)), News::default());
+    }
+
+    #[test]
+    fn another_hardware_address_is_news() {
+        let mut network = nic(|_| {});
+        let news = network.update(NOW, nic(|nic| nic.mac = [2, 0, 0, 0, 0, 1]).nics);
+        assert_eq!(news, News { any: true, hardware: vec![2] });
+    }
+}
