@@ -34,6 +34,7 @@ pub fn run() -> Result<()> {
             eprintln!("error: {error:#}");
         }
     })?;
+    product::build()?;
     say(
         "A three-node Kubernetes cluster is being started on this machine: a control plane, and a virtual machine\n\
          whose kernel has IPVS, with three nodes in it. This takes a minute or two.",

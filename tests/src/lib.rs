@@ -35,6 +35,7 @@ pub mod netns;
 pub mod paths;
 mod pki;
 pub mod product;
+pub mod runner;
 mod segment;
 pub mod setup;
 mod store;

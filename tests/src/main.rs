@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, setup};
+use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, product, runner, setup};
 
 /// A three-node Kubernetes cluster on this machine, and the tests that run in it.
 #[derive(Parser)]
@@ -57,6 +57,8 @@ enum Verb {
     },
     /// Tell the product's story on a cluster of its own, every step checked
     Demo,
+    /// Run the tests, all tiers or some
+    Test(runner::Options),
     /// The first process in the machine
     #[command(hide = true)]
     GuestInit {
@@ -111,6 +113,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)));
         }
         Verb::Demo => demo::run()?,
+        Verb::Test(options) => return runner::run(&options),
         Verb::GuestInit { command } => guest::run_init(&command)?,
         Verb::Guest(options) => guest::run(&options)?,
         Verb::GuestNode(options) => guest::run_node(&options)?,
@@ -125,8 +128,10 @@ fn up(name: &str, only: Parts) -> Result<()> {
             eprintln!("error: {error:#}");
         }
     })?;
-    if only == Parts::Cluster && !image::product_archive().exists() {
-        println!("the image of vip-node is not built: `make image`, then `lab load`");
+    match only {
+        Parts::Cluster => product::build()?,
+        Parts::Api => product::build_programs()?,
+        Parts::Machine => {}
     }
     let lab = match Lab::up(name, only) {
         Ok(lab) => lab,

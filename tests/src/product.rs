@@ -1,9 +1,11 @@
-//! What tests and the demo ask of the product in a running lab: who owns an address, what the kernels hold, what is left.
+//! The product itself: how it is built, and what tests and the demo ask of it in a running lab: who owns an address, what the
+//! kernels hold, what is left.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::Ipv4Addr,
+    process::Command,
     time::Duration,
 };
 
@@ -11,8 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    command,
+    command, image,
     lab::{Lab, Node},
+    paths,
 };
 
 /// How long answers to one ARP request are collected.
@@ -25,6 +28,30 @@ pub struct Owner {
     pub node: String,
     /// Its number.
     pub number: u8,
+}
+
+/// Builds the plugin, the agent and its image.
+pub fn build() -> Result<()> {
+    build_programs()?;
+    image::build_product().map(drop)
+}
+
+/// The programs that tests start: the plugin and the agent.
+pub fn build_programs() -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(paths::repository()).args([
+        "build",
+        "--quiet",
+        "--package",
+        "vip-node",
+        "--package",
+        "kubectl-vip",
+    ]);
+    let status = cargo.status().context("can't start cargo")?;
+    if !status.success() {
+        bail!("the programs do not build");
+    }
+    Ok(())
 }
 
 /// The address that a Service was given.

@@ -1,0 +1,257 @@
+//! `lab test`: runs the tiers of tests, the cheapest first, starts what each needs and takes it down again.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{self, Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command, interrupt,
+    lab::{Lab, Parts},
+    paths, product,
+};
+
+/// How long the tests in the machine may take.
+const KERNEL: Duration = Duration::from_secs(600);
+
+/// Which tests.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// The tiers to run; all when none is named
+    tiers: Vec<Tier>,
+}
+
+/// The tiers, from the cheapest to the dearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Tier {
+    /// Plain tests of every crate
+    Unit,
+    /// Network namespaces on this machine's own kernel
+    Netns,
+    /// A real API server without nodes
+    Api,
+    /// A kernel with IPVS in a virtual machine
+    Kernel,
+    /// Three nodes
+    Cluster,
+}
+
+const ALL: [Tier; 5] = [Tier::Unit, Tier::Netns, Tier::Api, Tier::Kernel, Tier::Cluster];
+
+/// What test programs said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: usize,
+    failed: usize,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+
+    /// Reads a line of libtest's. A test that was not run has not passed: ignored ones count as failed.
+    fn read(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for (count, word) in counts.split("; ").filter_map(|part| part.split_once(' ')) {
+            let count: usize = count.parse().unwrap_or_default();
+            match word {
+                "passed" => self.passed += count,
+                "failed" | "ignored" => self.failed += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs the tiers. The last line is `N passed, N failed`.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let names = [Tier::Api, Tier::Kernel, Tier::Cluster].map(Tier::lab_name);
+    interrupt::on_interrupt(move || {
+        for name in names {
+            if let Err(error) = Lab::remove(&name) {
+                eprintln!("error: {error:#}");
+            }
+        }
+    })?;
+    let tiers = if options.tiers.is_empty() { ALL.to_vec() } else { options.tiers.clone() };
+    let mut total = Count::default();
+    let mut summary = Vec::new();
+    for tier in ALL.into_iter().filter(|tier| tiers.contains(tier)) {
+        println!("\n== {tier:?} ==");
+        let clock = Instant::now();
+        let count = tier.run().unwrap_or_else(|error| {
+            println!("error: {error:#}");
+            Count { passed: 0, failed: 1 }
+        });
+        summary.push(format!(
+            "{:8} {:4} passed {:3} failed {:6.0} s",
+            format!("{tier:?}"),
+            count.passed,
+            count.failed,
+            clock.elapsed().as_secs_f64()
+        ));
+        total.add(count);
+    }
+    println!("\n{}", summary.join("\n"));
+    if total.passed == 0 {
+        total.failed = total.failed.max(1);
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Tier {
+    /// The lab of this tier in this run; runs beside each other have their own.
+    fn lab_name(self) -> String {
+        let letter = match self {
+            Self::Unit => 'u',
+            Self::Netns => 'n',
+            Self::Api => 'a',
+            Self::Kernel => 'k',
+            Self::Cluster => 'c',
+        };
+        format!("t{letter}{}", process::id())
+    }
+
+    fn run(self) -> Result<Count> {
+        match self {
+            Self::Unit => {
+                let mut count = cargo(&["--workspace", "--exclude", "lab"], &[], None)?;
+                count.add(cargo(&["--package", "lab", "--lib", "--bins"], &[], None)?);
+                Ok(count)
+            }
+            Self::Netns => {
+                product::build_programs()?;
+                cargo(&["--package", "lab", "--test", "netns", "--test", "netns_nat"], &[], None)
+            }
+            Self::Api => {
+                product::build_programs()?;
+                self.within(Parts::Api, |lab| {
+                    let tests = ["--package", "lab", "--test", "api_admission", "--test", "api_plugin"];
+                    cargo(&tests, &[], Some(("LAB_API", lab.name())))
+                })
+            }
+            Self::Kernel => {
+                let program = kernel_program()?;
+                self.within(Parts::Machine, |lab| in_machine(lab, &program))
+            }
+            Self::Cluster => {
+                product::build()?;
+                self.within(Parts::Cluster, |lab| {
+                    cargo(
+                        &["--package", "lab", "--test", "cluster"],
+                        &["--test-threads=1"],
+                        Some(("LAB", lab.name())),
+                    )
+                })
+            }
+        }
+    }
+
+    /// A lab for as long as the work takes. Its logs are kept, and named, only when something failed.
+    fn within(self, parts: Parts, work: impl FnOnce(&Lab) -> Result<Count>) -> Result<Count> {
+        let name = self.lab_name();
+        let result = Lab::up(&name, parts).and_then(|lab| work(&lab));
+        Lab::remove(&name)?;
+        let folder = paths::lab(&name);
+        if matches!(&result, Ok(count) if count.failed == 0) {
+            fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
+        } else {
+            println!("all logs are in {}", folder.join("logs").display());
+        }
+        result
+    }
+}
+
+/// Runs `cargo test`, shows what it prints, and counts.
+fn cargo(selection: &[&str], arguments: &[&str], variable: Option<(&str, &str)>) -> Result<Count> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(paths::repository()).args(["test", "--quiet", "--no-fail-fast"]).args(selection);
+    if !selection.contains(&"--test") && !selection.contains(&"--lib") {
+        cargo.args(["--lib", "--bins", "--tests"]);
+    }
+    cargo.arg("--").args(arguments);
+    if let Some((name, value)) = variable {
+        cargo.env(name, value);
+    }
+    let mut child = command::spawn(cargo.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let mut count = Count::default();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        count.read(&line);
+    }
+    if !child.wait()?.success() && count.failed == 0 {
+        println!("`{}` ended with an error", command::display(&cargo));
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Builds the program with the kernel's tests and gives its path.
+fn kernel_program() -> Result<String> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(paths::repository());
+    cargo.args([
+        "test",
+        "--quiet",
+        "--package",
+        "lab",
+        "--test",
+        "kernel",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    let output = cargo.stderr(Stdio::inherit()).output().context("can't start cargo")?;
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let programs = messages.filter(|message| message["target"]["name"] == "kernel");
+    programs
+        .filter_map(|message| message["executable"].as_str().map(str::to_owned))
+        .next_back()
+        .context("the kernel's tests do not build")
+}
+
+/// Runs a test program in the machine, which sees files of this one only in the shared folder.
+fn in_machine(lab: &Lab, program: &str) -> Result<Count> {
+    let there = lab.shared_dir().join("kernel-tests");
+    fs::copy(program, &there).context("can't copy the tests into the machine")?;
+    let mut count = Count::default();
+    let mut text = Vec::new();
+    let command = format!("{} --test-threads=2", there.display());
+    let output = lab.vm().exec_for(&command, KERNEL, |_, bytes| {
+        let _ = std::io::stdout().write_all(bytes);
+        text.extend_from_slice(bytes);
+    })?;
+    String::from_utf8_lossy(&text).lines().for_each(|line| count.read(line));
+    if !output.success() && count.failed == 0 {
+        println!("the tests in the machine ended with exit code {}", output.code);
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted_and_ignored_tests_have_not_passed() {
+        let mut count = Count::default();
+        count.read(
+            "test result: ok. 32 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.81s",
+        );
+        count.read("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.81s");
+        count.read("running 3 tests");
+        assert_eq!(count, Count { passed: 35, failed: 3 });
+    }
+}
