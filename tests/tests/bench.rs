@@ -27,6 +27,7 @@ fn main() -> Result<()> {
     interrupt::on_interrupt(|| {
         let _ = Lab::remove("bench");
     })?;
+    product::build()?;
     size()?;
     failover()?;
     let lab = Lab::up("bench", Parts::Cluster)?;
