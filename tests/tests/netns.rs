@@ -205,6 +205,31 @@ fn an_address_that_the_interface_has_already_is_not_taken() -> Result<()> {
 }
 
 #[test]
+fn an_address_that_another_program_takes_for_itself_is_left_to_it() -> Result<()> {
+    let segment = Segment::new(1)?;
+    let all = [Vrrp::start(segment.host(1), 1)?];
+    all[0].elect()?;
+    one_owner(&all)?;
+    // Awake it would put the address back between the two.
+    all[0].signal("STOP")?;
+    segment
+        .host(1)
+        .exec(&format!("ip address del {VIP}/32 dev eth0; ip address add {VIP}/32 dev eth0"))?
+        .ok()?;
+    thread::sleep(Duration::from_millis(1500));
+    all[0].signal("CONT")?;
+    let trouble = command::until("a reason", SOON, || {
+        Ok(all[0].report().routers.first().and_then(|router| router.trouble.clone()))
+    })?;
+    ensure!(trouble.1.contains("another program"), "{trouble:?}");
+    thread::sleep(Duration::from_secs(4));
+    let shown = segment.host(1).exec("ip -oneline address show dev eth0")?.stdout;
+    let line = shown.lines().find(|line| line.contains(&format!(" {VIP}/32 "))).unwrap_or_default();
+    ensure!(line.contains("valid_lft forever"), "its address was changed or removed: {shown}");
+    Ok(())
+}
+
+#[test]
 fn what_is_foreign_or_was_routed_changes_nothing_and_is_counted() -> Result<()> {
     let segment = Segment::new(2)?;
     let vrrp = Vrrp::start(segment.host(1), 1)?;

@@ -12,11 +12,11 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
 
@@ -133,6 +133,23 @@ impl Addresses {
         Ok(nics)
     }
 
+    /// All IPv4 addresses that carry our mark, with the index of their interface.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn ours(&self) -> io::Result<BTreeSet<(u32, IpAddr)>> {
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = AddressFamily::Inet;
+        let mut addresses = request.execute();
+        let mut ours = BTreeSet::new();
+        while let Some(address) = addresses.try_next().await.map_err(to_io)? {
+            if let Some(ip) = ip_of(&address).filter(|_| is_ours(&address)) {
+                ours.insert((address.header.index, ip));
+            }
+        }
+        Ok(ours)
+    }
+
     /// Binds an address, or renews it when it is ours already.
     ///
     /// # Errors
@@ -162,8 +179,8 @@ impl Addresses {
         message.header.index = index;
         message.header.prefix_len = host_prefix(address);
         message.header.family = match address {
-            IpAddr::V4(_) => rtnetlink::packet_route::AddressFamily::Inet,
-            IpAddr::V6(_) => rtnetlink::packet_route::AddressFamily::Inet6,
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
         };
         message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
         match self.handle.address().del(message).execute().await.map_err(to_io) {

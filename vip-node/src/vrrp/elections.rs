@@ -57,6 +57,8 @@ pub struct Elections {
     running: BTreeMap<RouterId, Running>,
     troubles: BTreeMap<RouterId, (Reason, String)>,
     failures: BTreeMap<RouterId, Failure>,
+    /// Whether the kernel keeps our mark on an address: known once one was bound.
+    marks: bool,
     /// Elections that are not entered before this time; then it is tried again.
     barred: BTreeMap<RouterId, Duration>,
     announcer: Announcer,
@@ -93,6 +95,7 @@ impl Elections {
             running: BTreeMap::new(),
             troubles: BTreeMap::new(),
             failures: BTreeMap::new(),
+            marks: false,
             barred: BTreeMap::new(),
             announcer: Announcer::default(),
             heard: Heard::default(),
@@ -243,8 +246,7 @@ impl Elections {
             if self.barred.contains_key(&config.id) {
                 continue;
             }
-            let bound = self.running.get(&config.id).map(|running| running.bound.clone()).unwrap_or_default();
-            match self.network.place(now, &config, &bound) {
+            match self.network.place(now, &config) {
                 Ok(place) => self.enter(config, place).await,
                 Err(obstacle) => self.bar(&config.id, obstacle).await,
             }
@@ -387,6 +389,14 @@ impl Elections {
                     ));
                 }
             }
+            if !self.marks {
+                self.marks =
+                    self.addresses.ours().await.is_ok_and(|ours| ours.contains(&(running.index, *address)));
+                if !self.marks {
+                    let message = "the kernel keeps no mark on an address (IFA_PROTO, since Linux 5.18): virtual IPs                                    could not be told from the addresses of others";
+                    return Err((Reason::KernelRefused, message.to_owned()));
+                }
+            }
         }
         Ok(())
     }
@@ -412,20 +422,43 @@ impl Elections {
         let Some((id, _)) = owner else { return };
         let id = id.clone();
         info!(%address, interface = id.interface, "was taken off by another program, putting it back");
-        if let Err(error) = self.addresses.bind(index, address, true).await {
-            warn!(%address, interface = id.interface, %error, "could not be put back, retrying");
+        match self.addresses.bind(index, address, false).await {
+            // It is there already: renewed by us meanwhile, or put there by the other program for itself.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if self.addresses.ours().await.is_ok_and(|ours| ours.contains(&(index, address))) {
+                    return;
+                }
+                if let Some(running) = self.running.get_mut(&id) {
+                    running.bound.remove(&address);
+                }
+                let message =
+                    format!("{address} is on {} already, put there by another program", id.interface);
+                return self.fail(&id, Reason::Rejected, message, true).await;
+            }
+            Err(error) => {
+                warn!(%address, interface = id.interface, %error, "could not be put back, retrying");
+            }
+            Ok(()) => {}
         }
         let now = self.now();
         self.announcer.announce(now, &id, &[address]);
     }
 
+    /// Renews what is still ours: renewing an address that another program has put in its place would take it over.
     async fn renew_all(&mut self) {
+        let ours = self.addresses.ours().await;
+        let mut lost = Vec::new();
         for (id, running) in &self.running {
             for address in &running.bound {
-                if let Err(error) = self.addresses.bind(running.index, *address, true).await {
+                if ours.as_ref().is_ok_and(|ours| !ours.contains(&(running.index, *address))) {
+                    lost.push((running.index, *address));
+                } else if let Err(error) = self.addresses.bind(running.index, *address, true).await {
                     warn!(%address, interface = id.interface, %error, "could not be renewed");
                 }
             }
+        }
+        for (index, address) in lost {
+            self.put_back(index, address).await;
         }
         self.renew = self.now() + RENEW;
     }
@@ -452,7 +485,9 @@ impl Elections {
             Err(error) => return warn!(%error, "cannot look at the interfaces"),
         };
         let news = self.network.update(now, nics);
-        for (id, running) in &self.running {
+        for (id, running) in &mut self.running {
+            // What another program has made its own (`ip address replace`) is not for us to remove.
+            running.bound.retain(|address| !self.network.is_foreign(running.index, *address));
             if news.hardware.contains(&running.index) {
                 let bound: Vec<IpAddr> = running.bound.iter().copied().collect();
                 self.announcer.announce(now, id, &bound);

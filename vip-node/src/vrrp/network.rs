@@ -1,9 +1,10 @@
 //! Where an election can take place: the node's interfaces as they were seen last, and which of them are fit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use vip_core::api::Reason;
 use vip_core::vrrp::{Family, RouterConfig};
 
@@ -82,16 +83,11 @@ impl Network {
         news
     }
 
-    /// Where an election can take place, given what is `bound` for it already.
+    /// Where an election can take place.
     ///
     /// # Errors
     /// What is in the way.
-    pub fn place(
-        &self,
-        now: Duration,
-        config: &RouterConfig,
-        bound: &BTreeSet<IpAddr>,
-    ) -> Result<Place, Obstacle> {
+    pub fn place(&self, now: Duration, config: &RouterConfig) -> Result<Place, Obstacle> {
         if let Some(message) = config.fault() {
             return Err(Obstacle { reason: Reason::Invalid, message, until: None });
         }
@@ -116,8 +112,9 @@ impl Network {
         if let Some(stray) = config.addresses.iter().find(|address| subnet(address).is_none()) {
             return Err(no(format!("interface {name} has no address in the subnet of {stray}"), None));
         }
-        if let Some((address, nic)) = self.taken(config, bound) {
-            let message = format!("{address} is on {nic} already, put there by another program");
+        let mut own = nic.addresses.iter().map(|net| net.addr());
+        if let Some(address) = own.find(|address| config.addresses.contains(address)) {
+            let message = format!("{address} is on {name} already, put there by another program");
             return Err(Obstacle { reason: Reason::Rejected, message, until: None });
         }
         match config.addresses.first().and_then(subnet).map(|net| net.addr()) {
@@ -126,15 +123,10 @@ impl Network {
         }
     }
 
-    /// A virtual IP that the node has from somebody else. A kernel that does not keep our mark (before 5.18) shows our
-    /// own addresses without it: what we have bound is none of these.
-    fn taken(&self, config: &RouterConfig, bound: &BTreeSet<IpAddr>) -> Option<(IpAddr, &str)> {
-        self.nics.values().find_map(|nic| {
-            let foreign =
-                nic.addresses.iter().filter(|net| net.prefix_len() < 32 || !bound.contains(&net.addr()));
-            let address = foreign.map(|net| net.addr()).find(|address| config.addresses.contains(address))?;
-            Some((address, nic.name.as_str()))
-        })
+    /// Whether an interface has an address, by itself alone, that is not marked as ours.
+    pub fn is_foreign(&self, index: u32, address: IpAddr) -> bool {
+        let single = |net: &&IpNet| net.addr() == address && net.prefix_len() == net.max_prefix_len();
+        self.nics.get(&index).is_some_and(|nic| nic.addresses.iter().any(|net| single(&net)))
     }
 }
 
@@ -168,10 +160,7 @@ mod tests {
     fn what_is_in_the_way() {
         let fit = nic(|_| {});
         let vip = config(&["10.87.2.50"]);
-        assert_eq!(
-            fit.place(NOW, &vip, &BTreeSet::new()),
-            Ok(Place { index: 2, source: [10, 87, 0, 11].into() })
-        );
+        assert_eq!(fit.place(NOW, &vip), Ok(Place { index: 2, source: [10, 87, 0, 11].into() }));
         let of_ours = |nic: &mut Nic| nic.addresses.push("10.87.2.50/32".parse().unwrap());
         let rows = [
             (nic(|nic| nic.name = "eth1".into()), vip.clone(), "there is no interface eth0"),
@@ -188,28 +177,29 @@ mod tests {
             (nic(|_| {}), config(&[]), "needs an address"),
         ];
         for (network, config, sentence) in rows {
-            let obstacle = network.place(NOW, &config, &BTreeSet::new()).unwrap_err();
+            let obstacle = network.place(NOW, &config).unwrap_err();
             assert!(obstacle.message.contains(sentence), "{obstacle:?}");
         }
-        // On an old kernel what we have bound ourselves looks like that too.
-        assert!(nic(of_ours).place(NOW, &vip, &BTreeSet::from([[10, 87, 2, 50].into()])).is_ok());
+        let network = nic(of_ours);
+        assert!(network.is_foreign(2, vip.addresses[0]));
+        assert!(!network.is_foreign(2, [10, 87, 0, 11].into()), "a VIP of ours may be beside a wider one");
     }
 
     #[test]
     fn a_carrier_that_came_back_is_trusted_when_it_lasts() {
         let mut network = nic(|_| {});
-        let (vip, none) = (config(&["10.87.2.50"]), BTreeSet::new());
-        assert!(network.place(NOW, &vip, &none).is_ok(), "at the start it is trusted");
+        let vip = config(&["10.87.2.50"]);
+        assert!(network.place(NOW, &vip).is_ok(), "at the start it is trusted");
         let with = |carrier| nic(|nic| nic.carrier = carrier).nics;
         assert!(network.update(NOW, with(false)).any);
         network.update(NOW, with(true));
-        let obstacle = network.place(NOW, &vip, &none).unwrap_err();
+        let obstacle = network.place(NOW, &vip).unwrap_err();
         assert_eq!(obstacle.until, Some(NOW + STABLE));
         // Lost again meanwhile: the wait starts anew.
         network.update(NOW + STABLE / 2, with(false));
         network.update(NOW + STABLE / 2, with(true));
-        assert!(network.place(NOW + STABLE, &vip, &none).is_err());
-        assert!(network.place(NOW + STABLE * 2, &vip, &none).is_ok());
+        assert!(network.place(NOW + STABLE, &vip).is_err());
+        assert!(network.place(NOW + STABLE * 2, &vip).is_ok());
         assert_eq!(network.update(NOW + STABLE * 2, with(true)), News::default());
     }
 
