@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::{command, image::AGNHOST, lab::Lab};
 
-/// A Deployment and a Service of one name: `/hostname` over TCP at port 80 and `hostname` over UDP at port 81 answer
-/// with the name of the pod.
+/// A Deployment, and as many Services for its pods as wanted: `/hostname` over TCP at port 80 and `hostname` over UDP at
+/// port 81 answer with the name of the pod.
 #[derive(Clone, Debug)]
 pub struct Workload<'a> {
     lab: &'a Lab,
@@ -28,16 +28,33 @@ pub struct Pod {
 }
 
 impl<'a> Workload<'a> {
-    /// Creates it in a namespace, which is created too, and waits until all pods are ready.
+    /// Creates it in a namespace, which is created too, with a Service of its name, and waits until all pods are ready.
     pub fn deploy(lab: &'a Lab, namespace: &str, name: &str, replicas: u32) -> Result<Self> {
         let this = Self { lab, namespace: namespace.into(), name: name.into() };
         lab.apply(&this.manifest(replicas))?;
+        this.add_service(name, 80)?;
         this.wait(replicas)?;
         Ok(this)
     }
 
-    /// Its manifest.
-    pub fn manifest(&self, replicas: u32) -> String {
+    /// Adds a Service for its pods, with that TCP port and UDP at 81.
+    pub fn add_service(&self, service: &str, port: u16) -> Result<()> {
+        let Self { namespace, name, .. } = self;
+        let manifest = format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {service}, namespace: {namespace}}}
+spec:
+  selector: {{app: {name}}}
+  ports:
+  - {{name: http, port: {port}, targetPort: http}}
+  - {{name: udp, port: 81, targetPort: udp, protocol: UDP}}
+"
+        );
+        self.lab.apply(&manifest).map(drop)
+    }
+
+    fn manifest(&self, replicas: u32) -> String {
         let Self { namespace, name, .. } = self;
         format!(
             "apiVersion: v1
@@ -67,15 +84,6 @@ spec:
         args: [netexec, --http-port=8080, --udp-port=8081]
         ports: [{{name: http, containerPort: 8080}}, {{name: udp, containerPort: 8081, protocol: UDP}}]
         readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 2}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  selector: {{app: {name}}}
-  ports:
-  - {{name: http, port: 80, targetPort: http}}
-  - {{name: udp, port: 81, targetPort: udp, protocol: UDP}}
 "
         )
     }

@@ -11,8 +11,10 @@ mod lab_itself;
 mod neighbours;
 #[path = "cluster/traffic.rs"]
 mod traffic;
+#[path = "cluster/uninstall.rs"]
+mod uninstall;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::OnceLock, time::Duration};
 
 use anyhow::Result;
 use lab::{
@@ -21,6 +23,8 @@ use lab::{
     workload::Workload,
 };
 
+/// The namespace of the tests' Services.
+const NAMESPACE: &str = "shop";
 /// The pool of these tests.
 const POOL: &str = "lab=10.87.2.0/24";
 
@@ -34,21 +38,31 @@ fn installed() -> Result<&'static Lab> {
     Ok(lab)
 }
 
-/// A Service with three pods, one on each node, and its virtual IP with an owner.
+/// Three pods, one on each node, that all tests share: starting pods is what takes longest.
+fn web(lab: &'static Lab) -> Result<&'static Workload<'static>> {
+    static WEB: OnceLock<Workload<'static>> = OnceLock::new();
+    if let Some(web) = WEB.get() {
+        return Ok(web);
+    }
+    let deployed = Workload::deploy(lab, NAMESPACE, "web", 3)?;
+    Ok(WEB.get_or_init(|| deployed))
+}
+
+/// A Service of its own for the shared pods, and its virtual IP with an owner.
 struct Exposed {
-    web: Workload<'static>,
+    service: String,
     vip: Ipv4Addr,
     owner: Owner,
 }
 
 impl Exposed {
-    fn new(lab: &'static Lab, namespace: &str) -> Result<Self> {
-        let web = Workload::deploy(lab, namespace, "web", 3)?;
-        lab.kubectl(["vip", "expose", "svc/web", "-n", namespace])?.ok()?;
-        let vip = product::address_of(lab, namespace, "web")?;
+    fn new(lab: &'static Lab, service: &str) -> Result<Self> {
+        web(lab)?.add_service(service, 80)?;
+        lab.kubectl(["vip", "expose", &format!("svc/{service}"), "-n", NAMESPACE])?.ok()?;
+        let vip = product::address_of(lab, NAMESPACE, service)?;
         let owner = product::wait_one_owner(lab, vip, Duration::from_secs(20))?;
         product::wait_backends(lab, vip, 3, Duration::from_secs(20))?;
-        Ok(Self { web, vip, owner })
+        Ok(Self { service: service.to_owned(), vip, owner })
     }
 
     fn url(&self) -> String {
@@ -56,8 +70,8 @@ impl Exposed {
     }
 
     fn remove(self, lab: &Lab) -> Result<()> {
-        lab.kubectl(["delete", "virtualip", &self.vip.to_string()])?.ok()?;
-        self.web.remove()
+        lab.kubectl(["vip", "unexpose", &format!("svc/{}", self.service), "-n", NAMESPACE])?.ok()?;
+        lab.kubectl(["delete", "service", &self.service, "-n", NAMESPACE, "--wait=false"])?.ok().map(drop)
     }
 }
 

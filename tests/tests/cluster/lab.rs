@@ -54,25 +54,3 @@ fn the_client_sees_what_answers_and_what_is_refused() -> Result<()> {
     ensure!(!lab.client().tcp_refused((node.address(), 10250).into())?);
     Ok(())
 }
-
-#[test]
-fn the_api_server_stops_and_starts() -> Result<()> {
-    let lab = lab::cluster()?;
-    lab.stop_apiserver()?;
-    let down = lab.kubectl(["get", "--raw", "/readyz"]);
-    lab.start_apiserver()?;
-    ensure!(!down?.success());
-    lab.kubectl(["get", "--raw", "/readyz"])?.ok()?;
-    Ok(())
-}
-
-#[test]
-fn kube_proxy_starts_again() -> Result<()> {
-    let lab = lab::cluster()?;
-    lab.wait_kube_proxy(2)?;
-    let pid = || lab.node(2).exec("cat /run/lab/kube-proxy.pid")?.ok();
-    let before = pid()?.stdout;
-    lab.restart_kube_proxy(2)?;
-    ensure!(pid()?.stdout != before);
-    Ok(())
-}

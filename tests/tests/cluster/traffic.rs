@@ -7,10 +7,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use lab::{Lab, command, product};
+use lab::{Lab, command, product, workload::Workload};
 use serde_json::Value;
 
-use super::{Exposed, check, installed};
+use super::{Exposed, NAMESPACE, check, installed};
 
 /// The names in the answers to `tries` requests from a client on the LAN.
 fn ask_from_lan(lab: &Lab, url: &str, tries: usize) -> Result<BTreeSet<String>> {
@@ -22,10 +22,11 @@ fn ask_from_node(lab: &Lab, node: u8, vip: Ipv4Addr) -> Result<[BTreeSet<String>
     let names = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
     let tcp = format!("for i in $(seq 9); do curl -sS -m 5 http://{vip}/hostname; echo; done");
     let udp = format!(
-        "for i in $(seq 9); do exec 3<>/dev/udp/{vip}/81; echo hostname >&3; timeout 5 head -c 64 <&3 & sleep 0.2; kill $! 2>/dev/null; echo; exec 3>&-; done"
+        "python3 -c 'import socket\nfor i in range(9):\n s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5); \
+         s.connect((\"{vip}\",81)); s.send(b\"hostname\"); print(s.recv(64).decode())'"
     );
     let tcp = lab.node(node).exec(&tcp)?.ok()?;
-    let udp = lab.node(node).exec(&udp)?;
+    let udp = lab.node(node).exec(&udp)?.ok()?;
     Ok([names(&tcp.stdout), names(&udp.stdout)])
 }
 
@@ -54,7 +55,7 @@ fn every_kind_of_client_reaches_the_pods_of_all_nodes_over_tcp_and_udp() {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "traffic")?;
         let vip = exposed.vip;
-        let pods = exposed.web.pods()?;
+        let pods = super::web(lab)?.pods()?;
         let all: BTreeSet<String> = pods.keys().cloned().collect();
 
         ensure!(ask_from_lan(lab, &exposed.url(), 12)? == all, "TCP from the LAN reached only some");
@@ -89,7 +90,7 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
         let owner = lab.node(exposed.owner.number);
         // A server on port 22 of every address of the owner, as sshd would be.
         owner
-            .exec("setsid busybox nc -lk -p 22 -e /bin/true > /dev/null 2>&1 & echo $! > /run/lab/nc.pid")?
+            .exec("setsid busybox nc -ll -p 22 -e /bin/true > /dev/null 2>&1 & echo $! > /run/lab/nc.pid")?
             .ok()?;
         for port in [22, 10250] {
             let at = |address: Ipv4Addr| SocketAddr::from((address, port));
@@ -117,23 +118,23 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
 fn backends_follow_the_pods_on_every_node() {
     check(|| {
         let lab = installed()?;
-        let exposed = Exposed::new(lab, "scale")?;
-        for replicas in [5, 2] {
-            exposed.web.scale(replicas)?;
-            product::wait_backends(lab, exposed.vip, replicas, Duration::from_secs(20))?;
+        let pods = Workload::deploy(lab, "scale", "web", 2)?;
+        lab.kubectl(["vip", "expose", "svc/web", "-n", "scale"])?.ok()?;
+        let vip = product::address_of(lab, "scale", "web")?;
+        for replicas in [4, 1] {
+            pods.scale(replicas)?;
+            product::wait_backends(lab, vip, replicas, Duration::from_secs(20))?;
             let expected: BTreeSet<String> =
-                exposed.web.pods()?.values().map(|pod| format!("{}:8080", pod.address)).collect();
+                pods.pods()?.values().map(|pod| format!("{}:8080", pod.address)).collect();
             for node in lab.nodes() {
-                let found = product::destinations(&node, exposed.vip, 80)?;
-                ensure!(
-                    found.keys().cloned().collect::<BTreeSet<_>>() == expected,
-                    "{}: {found:?}, wanted {expected:?}",
-                    node.name()
-                );
+                let found = product::destinations(&node, vip, 80)?;
+                let keys: BTreeSet<String> = found.keys().cloned().collect();
+                ensure!(keys == expected, "{}: {found:?}, wanted {expected:?}", node.name());
                 ensure!(found.values().all(|weight| *weight == 1), "{}: {found:?}", node.name());
             }
         }
-        exposed.remove(lab)
+        lab.kubectl(["vip", "unexpose", "svc/web", "-n", "scale"])?.ok()?;
+        pods.remove()
     });
 }
 
@@ -142,14 +143,15 @@ fn two_services_share_an_address_on_different_ports() {
     check(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "share")?;
-        let second = "apiVersion: v1\nkind: Service\nmetadata: {name: admin, namespace: share}\nspec: {selector: {app: web}, ports: [{name: http, port: 8000, targetPort: http}]}\n";
-        lab.apply(second)?;
+        let admin = "apiVersion: v1\nkind: Service\nmetadata: {name: admin, namespace: shop}\n\
+                     spec: {selector: {app: web}, ports: [{name: http, port: 8000, targetPort: http}]}\n";
+        lab.apply(admin)?;
         lab.kubectl([
             "vip",
             "expose",
             "svc/admin",
             "-n",
-            "share",
+            NAMESPACE,
             "--share",
             "--ip",
             &exposed.vip.to_string(),
@@ -160,7 +162,7 @@ fn two_services_share_an_address_on_different_ports() {
             lab.client().get(&url).map(Some)
         })?;
         lab.client().get(&exposed.url())?;
-        lab.kubectl(["vip", "unexpose", "svc/admin", "-n", "share"])?.ok()?;
+        lab.kubectl(["vip", "unexpose", "svc/admin", "-n", NAMESPACE])?.ok()?;
         command::until("the second port to be refused", Duration::from_secs(10), || {
             Ok(lab.client().tcp_refused(SocketAddr::from((exposed.vip, 8000)))?.then_some(()))
         })?;
