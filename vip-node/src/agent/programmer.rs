@@ -66,8 +66,16 @@ impl Programmer {
         let (commands, inbox) = channel();
         let (publish, state) = watch::channel(Programmed::default());
         let thread = std::thread::Builder::new().name("programmer".into()).spawn(move || {
-            Worker { dataplane, publish, desired: None, mirror: None, retry: RETRY.0, reported: None }
-                .run(&inbox);
+            Worker {
+                dataplane,
+                publish,
+                desired: None,
+                mirror: None,
+                retry: RETRY.0,
+                reported: None,
+                failures: 0,
+            }
+            .run(&inbox);
         })?;
         Ok(Self { commands, state, thread })
     }
@@ -99,6 +107,8 @@ struct Worker<D> {
     retry: Duration,
     /// The trouble that was logged last, to say each once.
     reported: Option<String>,
+    /// Looks at the kernel that failed in a row.
+    failures: u32,
 }
 
 impl<D: Dataplane> Worker<D> {
@@ -171,10 +181,18 @@ impl<D: Dataplane> Worker<D> {
         let observed = match self.mirror.take().map_or_else(|| self.dataplane.observe(), Ok) {
             Ok(observed) => observed,
             Err(error) => {
+                // One failed look at a kernel that was fine is no reason to give every address away.
+                self.failures += 1;
+                let last = self.publish.borrow();
+                if self.failures == 1 && last.generation.is_some() && last.trouble.is_none() {
+                    return false;
+                }
+                drop(last);
                 state.trouble = Some(Trouble::new(error.reason(), error.to_string()));
                 return self.conclude(state);
             }
         };
+        self.failures = 0;
         let plan = plan(desired, &observed);
         let failures = self.dataplane.apply(&plan.changes);
         let mut mirror = observed;
@@ -327,6 +345,27 @@ mod tests {
         assert!(!state.serves(&[]));
         kernel.fail(None);
         wait(&programmer, |s| s.serves(&[key(80)]));
+    }
+
+    #[test]
+    fn one_failed_look_is_not_a_trouble_yet() {
+        let kernel = Recorder::default();
+        let mut worker = Worker {
+            dataplane: kernel.clone(),
+            publish: watch::channel(Programmed::default()).0,
+            desired: Some((1, tables(1))),
+            mirror: None,
+            retry: RETRY.0,
+            reported: None,
+            failures: 0,
+        };
+        assert!(worker.attempt());
+        worker.mirror = None;
+        kernel.fail(Some(DataplaneError::IpvsUnavailable));
+        assert!(!worker.attempt());
+        assert!(worker.publish.borrow().serves(&[key(80)]));
+        assert!(!worker.attempt());
+        assert!(!worker.publish.borrow().serves(&[key(80)]));
     }
 
     #[test]
