@@ -13,7 +13,7 @@ use nix::unistd::Uid;
 use crate::{binaries, command, kernel, paths};
 
 /// A program and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ipvsadm", "ipvsadm"),
@@ -30,6 +30,9 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("conntrack", "conntrack"),
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
+    ("pgrep", "procps"),
+    ("curl", "curl"),
+    ("python3", "python3"),
     ("cc", "gcc"),
     ("/usr/include/stdio.h", "libc6-dev"),
 ];

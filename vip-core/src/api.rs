@@ -231,36 +231,10 @@ pub enum Reason {
     Ready,
 }
 
-impl Reason {
-    /// The word as it stands in a condition.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "Active",
-            Self::Programmed => "Programmed",
-            Self::NoServices => "NoServices",
-            Self::ServiceNotFound => "ServiceNotFound",
-            Self::NoEndpoints => "NoEndpoints",
-            Self::ServiceNotSupported => "ServiceNotSupported",
-            Self::PortClash => "PortClash",
-            Self::ForeignEntry => "ForeignEntry",
-            Self::Rejected => "Rejected",
-            Self::Invalid => "Invalid",
-            Self::NoCandidate => "NoCandidate",
-            Self::NoInterface => "NoInterface",
-            Self::NodeExcluded => "NodeExcluded",
-            Self::IPVSUnavailable => "IPVSUnavailable",
-            Self::KernelRefused => "KernelRefused",
-            Self::NotPermitted => "NotPermitted",
-            Self::SysctlNotSet => "SysctlNotSet",
-            Self::VrrpUnavailable => "VrrpUnavailable",
-            Self::Ready => "Ready",
-        }
-    }
-}
-
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
+        // The variants are the words of conditions.
+        write!(f, "{self:?}")
     }
 }
 

@@ -62,13 +62,21 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let client = cluster::connect(args.kubeconfig.as_deref()).await?;
     let health = Health::new();
     tokio::spawn(health.clone().serve(args.health));
-    let cluster = Cluster::watch(&client, &args.node);
-    let partner = Partner::new(&args.link);
-    let programmer = Programmer::start(Kernel::new(&args.sysctl_dir)).context("thread")?;
-    let writer = Writer::new(&client, &args.node);
-    info!(node = args.node, version = env!("CARGO_PKG_VERSION"), "agent started");
-
-    let mut agent = Agent::new(args, cluster, partner, programmer, writer, health);
+    let mut agent = Agent {
+        cluster: Cluster::watch(&client, &args.node),
+        partner: Partner::new(&args.link),
+        programmer: Programmer::start(Kernel::new(&args.sysctl_dir)).context("thread")?,
+        writer: Writer::new(&client, &args.node),
+        health,
+        synced: false,
+        desired: Desired::default(),
+        generation: 0,
+        node: Node { name: args.node.clone(), ..Node::default() },
+        owned: BTreeSet::new(),
+        orphans: BTreeMap::new(),
+        args,
+    };
+    info!(node = agent.args.node, version = env!("CARGO_PKG_VERSION"), "agent started");
     tokio::select! {
         () = agent.work() => {}
         _ = terminate.recv() => {}
@@ -98,31 +106,6 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(
-        args: AgentArgs,
-        cluster: Cluster,
-        partner: Partner,
-        programmer: Programmer,
-        writer: Writer,
-        health: Health,
-    ) -> Self {
-        let node = Node { name: args.node.clone(), ..Node::default() };
-        Self {
-            args,
-            cluster,
-            partner,
-            programmer,
-            writer,
-            health,
-            synced: false,
-            desired: Desired::default(),
-            generation: 0,
-            node,
-            owned: BTreeSet::new(),
-            orphans: BTreeMap::new(),
-        }
-    }
-
     async fn work(&mut self) {
         let mut programmed = self.programmer.state();
         let mut reports = self.partner.reports.clone();

@@ -91,7 +91,7 @@ pub fn malformed(plan: &VipPlan, now: &Time) -> VirtualIPStatus {
         last_transition_time: now.clone(),
         message: message.to_owned(),
         observed_generation: None,
-        reason: reason.as_str().to_owned(),
+        reason: reason.to_string(),
         status: "False".to_owned(),
         type_: type_.to_owned(),
     };
@@ -135,7 +135,7 @@ fn condition(vip: &VirtualIP, type_: &str, verdict: Verdict, now: &Time) -> Cond
         last_transition_time: previous.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
         message: verdict.message,
         observed_generation: vip.metadata.generation,
-        reason: verdict.reason.as_str().to_owned(),
+        reason: verdict.reason.to_string(),
         status,
         type_: type_.to_owned(),
     }
