@@ -217,7 +217,7 @@ impl Removal<'_> {
             holding = holders(&nodes, Timestamp::now());
             Ok(match holding.is_empty() {
                 true => Look::Done(()),
-                false => Look::NotYet(format!("{} still own some", holding.join(", "))),
+                false => Look::NotYet(format!("not yet by {}", holding.join(", "))),
             })
         })
         .await?;
