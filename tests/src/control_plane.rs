@@ -80,26 +80,10 @@ impl ControlPlane<'_> {
         etcd.args(["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD]);
         etcd.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
         self.daemon("etcd").start(&mut etcd)?;
-        self.start_apiserver()?;
-        let pki = self.pki();
-        for program in ["kube-controller-manager", "kube-scheduler"] {
-            let mut command = Command::new(binaries::path(program)?);
-            for flag in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
-                command.arg(flag).arg(pki.join(format!("{program}.conf")));
-            }
-            command.arg("--leader-elect=false");
-            if program == "kube-controller-manager" {
-                command.arg("--service-account-private-key-file").arg(pki.join("sa.key"));
-                command.arg("--root-ca-file").arg(pki.join("ca.crt"));
-                command.args(["--use-service-account-credentials", "--allocate-node-cidrs=false"]);
-                command.args(["--node-monitor-period", "1s", "--node-monitor-grace-period", "8s"]);
-            }
-            self.daemon(program).start(&mut command)?;
-        }
-        Ok(())
+        self.start_apiserver()
     }
 
-    /// Starts the API server alone and waits until it is ready.
+    /// Starts the API server, waits until it is ready, and starts what depends on it.
     pub(crate) fn start_apiserver(&self) -> Result<()> {
         let pki = |file: &str| self.pki().join(file).display().to_string();
         let mut server = Command::new(binaries::path("kube-apiserver")?);
@@ -128,7 +112,27 @@ impl ControlPlane<'_> {
         self.wait_ready().with_context(|| {
             let log = self.daemon("kube-apiserver").log();
             format!("the API server does not start; the end of {}:\n{}", log.display(), tail(&log, 5))
-        })
+        })?;
+        self.start_controllers()
+    }
+
+    fn start_controllers(&self) -> Result<()> {
+        let pki = self.pki();
+        for program in CONTROLLERS {
+            let mut command = Command::new(binaries::path(program)?);
+            for flag in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
+                command.arg(flag).arg(pki.join(format!("{program}.conf")));
+            }
+            command.arg("--leader-elect=false");
+            if program == "kube-controller-manager" {
+                command.arg("--service-account-private-key-file").arg(pki.join("sa.key"));
+                command.arg("--root-ca-file").arg(pki.join("ca.crt"));
+                command.args(["--use-service-account-credentials", "--allocate-node-cidrs=false"]);
+                command.args(["--node-monitor-period", "1s", "--node-monitor-grace-period", "8s"]);
+            }
+            self.daemon(program).start(&mut command)?;
+        }
+        Ok(())
     }
 
     /// Waits until the API server says that it is ready.
@@ -142,8 +146,12 @@ impl ControlPlane<'_> {
         Ok(())
     }
 
-    /// Kills the API server: its connections break at once.
+    /// Kills the API server: its connections break at once. The controllers go with it, for after a minute without an API
+    /// server they take another one until they look again.
     pub(crate) fn stop_apiserver(&self) -> Result<()> {
+        for program in CONTROLLERS {
+            self.daemon(program).kill()?;
+        }
         self.daemon("kube-apiserver").kill()
     }
 
@@ -172,4 +180,6 @@ impl ControlPlane<'_> {
     }
 }
 
+/// What works only beside the API server.
+const CONTROLLERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 const ETCD: &str = "http://127.0.0.1:2379";

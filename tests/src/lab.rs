@@ -330,12 +330,12 @@ impl Lab {
         self.netns.ip(&format!("link set tap{node} up")).map(drop)
     }
 
-    /// Kills the API server; every connection to it breaks.
+    /// Kills the API server and the controllers; every connection to it breaks.
     pub fn stop_apiserver(&self) -> Result<()> {
         self.control_plane().stop_apiserver()
     }
 
-    /// Starts the API server again and waits until it is ready.
+    /// Starts the API server again, waits until it is ready, and starts the controllers.
     pub fn start_apiserver(&self) -> Result<()> {
         self.control_plane().start_apiserver()
     }

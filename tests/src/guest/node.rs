@@ -136,6 +136,8 @@ fn configure(folder: &Path, number: u8, name: &str) -> Result<()> {
     let (pods, pods6) = pod_networks(number);
     let cni = json!({"cniVersion": "1.0.0", "name": "lab", "plugins": [{
         "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false,
+        // As every network plugin has it: a pod may be its own Service's answer.
+        "hairpinMode": true,
         "ipam": {
             "type": "host-local",
             "ranges": [[{"subnet": pods}], [{"subnet": pods6}]],
