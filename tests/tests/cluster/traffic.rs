@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
+    thread,
     time::Duration,
 };
 
@@ -89,19 +90,22 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
         let exposed = Exposed::new(lab, "ports")?;
         let owner = lab.node(exposed.owner.number);
         // A server on port 22 of every address of the owner, as sshd would be.
-        owner
-            .exec("setsid busybox nc -ll -p 22 -e /bin/true > /dev/null 2>&1 & echo $! > /run/lab/nc.pid")?
-            .ok()?;
-        for port in [22, 10250] {
-            let at = |address: Ipv4Addr| SocketAddr::from((address, port));
-            command::until(&format!("port {port} of the node"), Duration::from_secs(10), || {
-                Ok((!lab.client().tcp_refused(at(owner.address()))?).then_some(()))
-            })?;
-            ensure!(lab.client().tcp_refused(at(exposed.vip))?, "port {port} answers at the virtual IP");
-            let from_owner =
-                owner.exec(&format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{}/{port}'", exposed.vip))?;
-            ensure!(from_owner.stderr.contains("refused"), "from the owner itself: {from_owner:?}");
-        }
+        thread::scope(|scope| -> Result<()> {
+            scope.spawn(|| owner.exec("timeout 50 busybox nc -ll -p 22 -e /bin/true"));
+            let outcome = [22, 10250].into_iter().try_for_each(|port| {
+                let at = |address: Ipv4Addr| SocketAddr::from((address, port));
+                command::until(&format!("port {port} of the node"), Duration::from_secs(15), || {
+                    Ok((!lab.client().tcp_refused(at(owner.address()))?).then_some(()))
+                })?;
+                ensure!(lab.client().tcp_refused(at(exposed.vip))?, "port {port} answers at the virtual IP");
+                let from_owner =
+                    owner.exec(&format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{}/{port}'", exposed.vip))?;
+                ensure!(from_owner.stderr.contains("refused"), "from the owner itself: {from_owner:?}");
+                Ok(())
+            });
+            owner.exec("pkill -f 'nc -ll -p 22'")?;
+            outcome
+        })?;
         let udp = lab.client().limit(Duration::from_secs(2)).udp(SocketAddr::from((exposed.vip, 9)), "x");
         ensure!(udp.is_err(), "UDP port 9 answers at the virtual IP");
         let ping = lab.netns().exec(
@@ -109,7 +113,6 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
             command::LIMIT,
         )?;
         ensure!(ping.success(), "the virtual IP does not answer to ping: {ping:?}");
-        owner.exec("kill $(cat /run/lab/nc.pid)")?;
         exposed.remove(lab)
     });
 }
