@@ -2,20 +2,23 @@
 //! but that there was something to measure.
 
 #[path = "netns/keepalived.rs"]
+#[allow(dead_code, reason = "the tests of the netns tier use more of it")]
 mod keepalived;
 #[path = "netns/vrrp.rs"]
+#[allow(dead_code, reason = "the tests of the netns tier use more of it")]
 mod vrrp;
 
 use std::{
     collections::BTreeMap,
     fs,
+    path::PathBuf,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Client, Host, Lab, Parts, Segment, command, image, interrupt, product, workload::Workload};
+use lab::{Client, Host, Lab, Parts, Segment, command, image, interrupt, paths, product, workload::Workload};
 
 use keepalived::Keepalived;
 use vrrp::{VIP, Vrrp};
@@ -37,6 +40,11 @@ fn main() -> Result<()> {
     }
     lab.down()?;
     measured
+}
+
+/// The agent as it is in the image.
+fn program() -> PathBuf {
+    paths::target().join("image/x86_64-unknown-linux-gnu/release/vip-node")
 }
 
 fn size() -> Result<()> {

@@ -8,13 +8,14 @@ mod vrrp;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Host, Segment, command};
+use lab::{Host, Segment, command, paths};
 use vip_core::{
     api::{Reason, VrrpState},
     vrrp::Family,
@@ -23,6 +24,11 @@ use vip_node::link::Order;
 
 use keepalived::Keepalived;
 use vrrp::{SOON, VIP, VRID, Vrrp};
+
+/// What the tests of this tier start.
+fn program() -> PathBuf {
+    paths::target().join("debug/vip-node")
+}
 
 /// Three hosts that elect.
 fn three(segment: &Segment) -> Result<Vec<Vrrp<'_>>> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use lab::{Host, command, paths};
+use lab::{Host, command};
 use vip_core::{
     api::VrrpState,
     vrrp::{Family, RouterConfig, RouterId, rank},
@@ -127,7 +127,7 @@ impl<'a> Vrrp<'a> {
 }
 
 fn binary() -> Result<PathBuf> {
-    let binary = paths::target().join("debug/vip-node");
+    let binary = crate::program();
     ensure!(binary.exists(), "vip-node is not built: make build");
     Ok(binary)
 }
