@@ -150,8 +150,8 @@ impl Agent {
         }
         let now = now();
         self.speak(report, programmed, &now);
-        let status = report::node(report, programmed, None, &now);
-        self.health.turn(match (status.dataplane.ready, status.dataplane.message) {
+        let dataplane = report::dataplane(report, programmed);
+        self.health.turn(match (dataplane.ready, dataplane.message) {
             (true, _) => None,
             (false, message) => Some(message.unwrap_or_else(|| "not ready".to_owned())),
         });

@@ -194,7 +194,8 @@ fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &
     status
 }
 
-fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneStatus {
+/// Whether this node can serve, and if not, why.
+pub fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneStatus {
     let not = |reason, message: String| DataplaneStatus {
         ready: false,
         reason: Some(reason),
