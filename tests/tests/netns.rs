@@ -20,7 +20,7 @@ use vip_core::{
     api::{Reason, VrrpState},
     vrrp::Family,
 };
-use vip_node::link::Order;
+use vip_node::link::{Elect, Order};
 
 use keepalived::Keepalived;
 use vrrp::{SOON, VIP, VRID, Vrrp};
@@ -204,7 +204,7 @@ fn an_address_that_the_interface_has_already_is_not_taken() -> Result<()> {
         Ok(vrrp.report().routers.first().and_then(|r| r.trouble.clone()))
     })?;
     ensure!(trouble.1.contains("another program"), "{trouble:?}");
-    vrrp.order(Order::Elect(vec![]))?;
+    vrrp.order(Order::Elect(Elect::default()))?;
     thread::sleep(Duration::from_millis(500));
     ensure!(vrrp.is_bound()?, "an address of somebody else was removed");
     Ok(())
@@ -291,7 +291,7 @@ fn an_election_that_is_left_and_ordered_again_is_entered_again() -> Result<()> {
     all[0].elect()?;
     one_owner(&all)?;
     // It is still handing over when it is wanted again.
-    all[0].order(Order::Elect(vec![]))?;
+    all[0].order(Order::Elect(Elect::default()))?;
     all[0].elect()?;
     command::until("the address to go", SOON, || Ok((!all[0].is_bound()?).then_some(())))?;
     one_owner(&all)?;

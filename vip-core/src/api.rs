@@ -27,6 +27,8 @@ pub const PLUGIN_MANAGER: &str = "kubectl-vip";
 pub const AGENT_MANAGER: &str = "vip-node";
 /// Label that keeps a node from competing for addresses (set by kubeadm on control planes).
 pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Label of a VIPNode whose node gives its addresses away and takes none (set by `kubectl vip node drain`).
+pub const DRAIN_LABEL: &str = "kubectl-vip.io/drain";
 /// Namespace of the agents unless `install` is told another.
 pub const DEFAULT_NAMESPACE: &str = "kubectl-vip";
 /// Name of the DaemonSet, its ServiceAccount and its container image.
@@ -81,6 +83,11 @@ pub struct VirtualIPSpec {
     /// Virtual router identifier (VRID). Virtual IPs of one virtual router move together.
     #[schemars(range(min = 1, max = 255))]
     pub virtual_router: u8,
+
+    /// The node that should own the address whenever it is fit. Unset: an owner keeps it for as long as it lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), pattern("^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub preferred_node: Option<String>,
 
     /// The IPVS scheduler that spreads connections over the backends.
     #[serde(default)]
@@ -164,10 +171,13 @@ pub struct VirtualIPStatus {
     /// Since when that node owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,
+    /// When a node announced it for the first time. Unset: an owner probes first whether another machine uses the address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_announced: Option<Time>,
     /// What IPVS sends to.
     #[serde(default)]
     pub backends: Backends,
-    /// `Announced` and `Programmed`; reasons are words of `Reason`.
+    /// `Announced`, `Programmed` and `Conflict`; reasons are words of `Reason`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -187,6 +197,8 @@ pub struct Backends {
 pub const CONDITION_ANNOUNCED: &str = "Announced";
 /// Condition: the owner's kernel sends the address's traffic to the backends.
 pub const CONDITION_PROGRAMMED: &str = "Programmed";
+/// Condition: another machine of the LAN uses the address, or claims it.
+pub const CONDITION_CONFLICT: &str = "Conflict";
 
 /// The reason of a condition or of a node's trouble: one word for a program, the message beside it for a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -217,6 +229,14 @@ pub enum Reason {
     NoInterface,
     /// The node's labels keep it out.
     NodeExcluded,
+    /// The node is drained: it takes no address.
+    NodeDrained,
+    /// Another machine of the LAN uses the address: it is not bound.
+    AddressInUse,
+    /// Another machine of the LAN claims an address that is bound here: it is defended.
+    AddressClaimed,
+    /// Nobody else uses the address.
+    NoConflict,
     /// The kernel has no IPVS.
     IPVSUnavailable,
     /// The kernel refused a change to IPVS or nftables.
@@ -372,6 +392,12 @@ pub struct VIPNodeStatus {
     /// Senders of accepted advertisements, lately heard.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerStatus>,
+    /// Virtual routers of others on the same LAN, lately heard: their identifiers are not for us.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign_routers: Vec<ForeignRouterStatus>,
+    /// Advertisements that were refused since vrrp started, by reason.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub refused: std::collections::BTreeMap<String, u64>,
     /// Whether the node can serve.
     #[serde(default)]
     pub dataplane: DataplaneStatus,
@@ -418,10 +444,29 @@ pub enum VrrpState {
     Master,
 }
 
+/// A router that is none of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ForeignRouterStatus {
+    /// Its address.
+    pub address: String,
+    /// Interface it was heard on.
+    pub interface: String,
+    /// Address family: 4 or 6.
+    pub family: u8,
+    /// Virtual router it speaks for.
+    pub virtual_router: u8,
+    /// Priority of its last advertisement.
+    pub priority: u8,
+}
+
 /// A sender of advertisements.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
+    /// The node whose agent it is, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Its address.
     pub address: String,
     /// Interface it was heard on.

@@ -12,10 +12,13 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use crate::api::{Backends, EXCLUDE_LABEL, Reason, ServiceRef, VIPPool, VirtualIP};
 use crate::plan::{Protocol, ServiceKey, Settings, Tables, VirtualService};
 use crate::validate::{CheckedPool, CheckedVip, Fault, check_pools};
-use crate::vrrp::{Family, RouterConfig, RouterId, rank};
+use crate::vrrp::{Family, Peer, RouterConfig, RouterId, rank};
 
 /// Seconds for which `sessionAffinity: ClientIP` holds when the Service names no time (Kubernetes' default).
 const AFFINITY_DEFAULT: u32 = 10_800;
+/// How long a preferred node that is fit again lets the owner be, so that one that comes and goes does not take the
+/// addresses with it each time.
+const PREEMPT_DELAY: Duration = Duration::from_secs(1);
 
 /// The objects of the cluster, as last seen.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +44,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Its interfaces with their own addresses.
     pub interfaces: Vec<(String, Vec<IpNet>)>,
+    /// Whether it was drained: its VIPNode has the label [`crate::api::DRAIN_LABEL`].
+    pub drained: bool,
 }
 
 /// A word for programs and a sentence for people.
@@ -74,6 +79,10 @@ pub struct VipPlan {
     pub address: Option<IpAddr>,
     /// Virtual router identifier.
     pub vrid: u8,
+    /// The node that should own it.
+    pub preferred: Option<String>,
+    /// Whether no node has ever announced it.
+    pub fresh: bool,
     /// Whether it names Services: only then does owning it need the dataplane.
     pub bare: bool,
     /// The virtual services that its Services ask for.
@@ -93,6 +102,8 @@ impl VipPlan {
             name,
             address,
             vrid: 0,
+            preferred: None,
+            fresh: false,
             bare: false,
             keys: Vec::new(),
             backends: Backends::default(),
@@ -119,7 +130,11 @@ impl Desired {
         for raw in &objects.vips {
             let name = raw.metadata.name.clone().unwrap_or_default();
             desired.vips.push(match CheckedVip::new(raw.as_ref()) {
-                Ok(vip) => plan_vip(name, &vip, &pools, objects, node, &mut desired.tables),
+                Ok(vip) => {
+                    let fresh = raw.status.as_ref().is_none_or(|status| status.first_announced.is_none());
+                    let plan = plan_vip(name, &vip, &pools, objects, node, &mut desired.tables);
+                    VipPlan { fresh, ..plan }
+                }
                 Err(fault) => VipPlan::refused(name, None, fault.into()),
             });
         }
@@ -136,35 +151,40 @@ impl Desired {
     pub fn elections(
         &self,
         node: &Node,
-        others: &Others,
+        others: &[Peer],
         interval: Duration,
         can_serve: impl Fn(&VipPlan) -> bool,
     ) -> Vec<RouterConfig> {
-        let mut routers: BTreeMap<RouterId, (BTreeSet<IpAddr>, bool)> = BTreeMap::new();
+        let mut routers: BTreeMap<RouterId, Vec<(IpAddr, &VipPlan)>> = BTreeMap::new();
         for vip in &self.vips {
             let (Some(address), Ok(interface)) = (vip.address, &vip.candidate) else { continue };
             let id = RouterId { interface: interface.clone(), family: Family::of(address), vrid: vip.vrid };
-            let (addresses, fit) = routers.entry(id).or_insert_with(|| (BTreeSet::new(), true));
-            addresses.insert(address);
-            *fit &= vip.bare || can_serve(vip);
+            routers.entry(id).or_default().push((address, vip));
         }
         routers
             .into_iter()
-            .filter(|(_, (_, fit))| *fit)
-            .map(|(id, (addresses, _))| RouterConfig {
-                priority: rank::priority(&node.name, others.keys().map(String::as_str), id.vrid),
-                interval,
-                preempt: false,
-                peers: others.values().flatten().filter(|a| Family::of(**a) == id.family).copied().collect(),
-                addresses: addresses.into_iter().collect(),
-                id,
+            .filter(|(_, vips)| vips.iter().all(|(_, vip)| vip.bare || can_serve(vip)))
+            .map(|(id, vips)| {
+                // They move together, so one wish holds for all: that of the first by name.
+                let preferred = vips.iter().find_map(|(_, vip)| vip.preferred.as_deref());
+                let nodes = others.iter().map(|peer| peer.node.as_str());
+                RouterConfig {
+                    priority: rank::priority(&node.name, nodes, id.vrid, preferred),
+                    interval,
+                    preempt: (preferred == Some(&node.name)).then_some(PREEMPT_DELAY),
+                    addresses: vips
+                        .iter()
+                        .map(|(address, _)| *address)
+                        .collect::<BTreeSet<_>>()
+                        .into_iter()
+                        .collect(),
+                    fresh: vips.iter().filter(|(_, vip)| vip.fresh).map(|(address, _)| *address).collect(),
+                    id,
+                }
             })
             .collect()
     }
 }
-
-/// The other nodes with an agent: name and addresses.
-pub type Others = BTreeMap<String, Vec<IpAddr>>;
 
 fn plan_vip(
     name: String,
@@ -175,10 +195,6 @@ fn plan_vip(
     tables: &mut Tables,
 ) -> VipPlan {
     let address = vip.address;
-    if address.is_ipv6() {
-        let message = format!("virtual IP {address}: this version announces IPv4 addresses only");
-        return VipPlan::refused(name, Some(address), Trouble::new(Reason::Invalid, message));
-    }
     let pool = match vip.pool(pools) {
         Ok(pool) => pool,
         Err(fault) => return VipPlan::refused(name, Some(address), fault.into()),
@@ -187,6 +203,8 @@ fn plan_vip(
         name,
         address: Some(address),
         vrid: vip.virtual_router,
+        preferred: vip.preferred_node.clone(),
+        fresh: false,
         bare: vip.services.is_empty(),
         keys: Vec::new(),
         backends: Backends::default(),
@@ -208,6 +226,11 @@ fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String,
         let message =
             format!("{address} is an address of node {} itself and cannot be a virtual IP", node.name);
         return Err(Trouble::new(Reason::Rejected, message));
+    }
+    if node.drained {
+        let message =
+            format!("node {} is drained; `kubectl vip node undrain {}` ends that", node.name, node.name);
+        return Err(Trouble::new(Reason::NodeDrained, message));
     }
     if let Some((key, value)) =
         pool.node_selector.iter().find(|(key, value)| node.labels.get(*key) != Some(value))
@@ -513,12 +536,11 @@ mod tests {
         let (mut objects, node) = scene();
         objects.vips.push(vip("10.87.2.60", json!({})));
         let desired = Desired::new(&objects, &node);
-        let others = [("node-2".to_owned(), vec!["10.87.0.12".parse().unwrap()])].into();
+        let others = [Peer { node: "node-2".to_owned(), ..Peer::default() }];
         let interval = Duration::from_millis(100);
         let routers = desired.elections(&node, &others, interval, |_| true);
         assert_eq!(routers.len(), 1);
         assert_eq!(routers[0].addresses.len(), 2);
-        assert_eq!(routers[0].peers, others["node-2"]);
         assert_eq!(desired.elections(&node, &others, interval, |_| false), []);
         objects.vips.remove(0);
         let bare = Desired::new(&objects, &node);

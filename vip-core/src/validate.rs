@@ -42,6 +42,8 @@ pub struct CheckedVip {
     pub scheduler: Scheduler,
     /// Seconds for which a client stays with its backend; `None`: as the Service says.
     pub persistence_seconds: Option<u32>,
+    /// The node that should own it.
+    pub preferred_node: Option<String>,
 }
 
 impl CheckedVip {
@@ -85,6 +87,7 @@ impl CheckedVip {
             virtual_router: spec.virtual_router,
             scheduler: spec.scheduler,
             persistence_seconds: spec.persistence_seconds,
+            preferred_node: spec.preferred_node.clone(),
         })
     }
 
@@ -270,6 +273,7 @@ mod tests {
                 virtual_router: 100,
                 scheduler: Scheduler::default(),
                 persistence_seconds: None,
+                preferred_node: None,
             },
         )
     }

@@ -1,5 +1,6 @@
 //! The Virtual Router Redundancy Protocol, version 3 (RFC 9568): bytes, timers, state machine and ranks.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -48,12 +49,72 @@ pub struct RouterConfig {
     pub priority: u8,
     /// Advertisement interval, 10 ms to 40.95 s, sent in centiseconds.
     pub interval: Duration,
-    /// Whether a router of higher priority takes over from a living master.
-    pub preempt: bool,
+    /// Whether this router takes over from a living master of lower priority, and if so, how much later than its
+    /// active down interval (keepalived's `preempt_delay`). `None`: never.
+    pub preempt: Option<Duration>,
     /// The virtual IPs, in ascending order.
     pub addresses: Vec<IpAddr>,
-    /// Addresses of the other agents: the senders that are obeyed whatever addresses they list.
-    pub peers: Vec<IpAddr>,
+    /// Those of them that nobody has owned so far: they are probed before they are bound.
+    pub fresh: BTreeSet<IpAddr>,
+}
+
+/// What all elections of a node have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lan {
+    /// The other agents.
+    pub peers: Vec<Peer>,
+    /// Whether advertisements go to each peer by itself instead of to the group.
+    pub unicast: bool,
+    /// The form of the checksum over IPv4.
+    pub checksum: ChecksumPolicy,
+}
+
+/// Another agent: a sender that is obeyed whatever addresses it lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its node.
+    pub node: String,
+    /// The node's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The hardware addresses of its interfaces.
+    pub macs: Vec<[u8; 6]>,
+}
+
+/// Which form of the checksum over IPv4 is sent and which is accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChecksumPolicy {
+    /// Sent with the pseudo-header, as keepalived does by default; either is accepted.
+    #[default]
+    Either,
+    /// Only with the pseudo-header.
+    PseudoHeader,
+    /// Only without it (RFC 9568 section 5.2.8; keepalived's `v3_checksum_as_v2`).
+    Plain,
+}
+
+impl ChecksumPolicy {
+    /// The form that is sent.
+    pub fn sent(self) -> packet::Checksum {
+        match self {
+            Self::Either | Self::PseudoHeader => packet::Checksum::PseudoHeader,
+            Self::Plain => packet::Checksum::Plain,
+        }
+    }
+
+    /// The only form that is accepted; `None`: either.
+    pub fn accepted(self) -> Option<packet::Checksum> {
+        match self {
+            Self::Either => None,
+            strict => Some(strict.sent()),
+        }
+    }
+}
+
+impl Lan {
+    /// The peer that has an address.
+    pub fn peer(&self, address: IpAddr) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.addresses.contains(&address))
+    }
 }
 
 impl RouterConfig {
@@ -76,11 +137,10 @@ impl RouterConfig {
         Some(format!("{stray} is not of the virtual router's address family"))
     }
 
-    /// Whether a sender is one to listen to: a known peer, or one that claims an address of ours (a new agent, or
-    /// the router that is being replaced). A sender of the same identifier with neither is foreign.
-    pub fn knows(&self, source: IpAddr, advert: &packet::Advert) -> bool {
-        self.peers.contains(&source)
-            || advert.addresses.iter().any(|address| self.addresses.contains(address))
+    /// Whether an advertisement claims an address of ours. Its sender is then obeyed even when it is no known peer: it is
+    /// a new agent, or the router that is being replaced. An unknown sender that claims none of ours is foreign.
+    pub fn is_claimed_by(&self, advert: &packet::Advert) -> bool {
+        advert.addresses.iter().any(|address| self.addresses.contains(address))
     }
 
     /// The advertisement of this router, with this or another priority.

@@ -33,6 +33,7 @@ use vip_core::api::{
 use vip_core::desired::{Desired, Node, VipPlan};
 use vip_core::pool;
 use vip_core::validate::check_pools;
+use vip_core::vrrp::Lan;
 
 use self::cluster::Cluster;
 use self::health::Health;
@@ -41,7 +42,7 @@ use self::programmer::{Programmed, Programmer};
 use self::writer::{Happening, Outbox, Writer};
 use crate::args::AgentArgs;
 use crate::dataplane::Kernel;
-use crate::link::{Order, Report};
+use crate::link::{Elect, Report};
 
 /// Changes that come together are worked on together.
 const GATHER: Duration = Duration::from_millis(5);
@@ -72,6 +73,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         desired: Desired::default(),
         generation: 0,
         node: Node { name: args.node.clone(), ..Node::default() },
+        lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
         owned: BTreeSet::new(),
         orphans: BTreeMap::new(),
         args,
@@ -97,6 +99,8 @@ struct Agent {
     desired: Desired,
     /// Counts the tables given to the programmer; 0: none yet.
     generation: u64,
+    /// The other agents, and how to speak with them.
+    lan: Lan,
     /// This node, interfaces as last reported by vrrp.
     node: Node,
     /// Virtual IPs that this node owned at the last turn.
@@ -133,6 +137,8 @@ impl Agent {
             self.node.interfaces =
                 report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
         }
+        self.lan.peers = self.cluster.peers(&self.node.name);
+        self.node.drained = self.cluster.is_drained(&self.node.name);
         self.node.labels = self.cluster.own().map(|node| node.labels().clone()).unwrap_or_default();
         let desired = Desired::new(&self.cluster.objects(), &self.node);
         if self.generation == 0 || desired.tables != self.desired.tables {
@@ -143,10 +149,10 @@ impl Agent {
         // A verdict on older tables says nothing about these: until the new ones were tried, the last order stands.
         let current = programmed.generation == Some(self.generation);
         if current && !self.node.interfaces.is_empty() {
-            let others = self.cluster.others(&self.node.name);
             let can_serve = |vip: &VipPlan| programmed.serves(&vip.keys);
-            let routers = self.desired.elections(&self.node, &others, self.args.advert_interval, can_serve);
-            self.partner.order(Order::Elect(routers));
+            let (peers, interval) = (&self.lan.peers, self.args.advert_interval);
+            let routers = self.desired.elections(&self.node, peers, interval, can_serve);
+            self.partner.order(Elect { lan: self.lan.clone(), routers });
         }
         let now = now();
         self.speak(report, programmed, &now);
@@ -163,7 +169,7 @@ impl Agent {
         let nodes = self.cluster.nodes();
         let own = nodes.iter().find(|node| node.name_any() == self.node.name);
         let previous = own.and_then(|node| node.status.as_ref());
-        let status = report::node(report, programmed, previous, now);
+        let status = report::node(report, programmed, &self.lan, previous, now);
         if is_due(previous, &status) {
             outbox.node = Some((status, self.owner_reference()));
         }
@@ -303,7 +309,7 @@ impl Agent {
                 reason: Some(Reason::VrrpUnavailable),
                 message: Some("the agent was stopped and its addresses are released".to_owned()),
             },
-            ..report::node(None, &Programmed::default(), None, &now())
+            ..report::node(None, &Programmed::default(), &self.lan, None, &now())
         };
         let programmer = self.programmer;
         if tokio::task::spawn_blocking(move || programmer.clear()).await.is_err() {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use vip_core::vrrp::ChecksumPolicy;
 
 /// The node's part of kubectl-vip.
 #[derive(Debug, Parser)]
@@ -46,12 +47,28 @@ pub struct AgentArgs {
     /// Advertisement interval, 10ms to 40s
     #[arg(long, env = "VIP_ADVERT_INTERVAL", default_value = "100ms", value_parser = interval)]
     pub advert_interval: Duration,
+    /// Send advertisements to each peer by itself instead of to VRRP's multicast group
+    #[arg(long, env = "VIP_UNICAST")]
+    pub unicast: bool,
+    /// Form of the checksum over IPv4: `either` sends keepalived's and accepts both
+    #[arg(long, env = "VIP_CHECKSUM", default_value = "either", value_parser = checksum)]
+    pub checksum: ChecksumPolicy,
     /// Where the node's network sysctls (/proc/sys/net) can be written
     #[arg(long, env = "VIP_SYSCTL_DIR", default_value = "/proc/sys/net")]
     pub sysctl_dir: PathBuf,
     /// Address and port of /healthz and /readyz
     #[arg(long, env = "VIP_HEALTH", default_value = "127.0.0.1:10212")]
     pub health: std::net::SocketAddr,
+}
+
+/// A form of the checksum, in the words of the help.
+fn checksum(text: &str) -> Result<ChecksumPolicy, String> {
+    match text {
+        "either" => Ok(ChecksumPolicy::Either),
+        "pseudo-header" => Ok(ChecksumPolicy::PseudoHeader),
+        "plain" => Ok(ChecksumPolicy::Plain),
+        _ => Err("one of either, pseudo-header, plain".to_owned()),
+    }
 }
 
 /// An interval such as `100ms` or `1s`, a multiple of the protocol's centisecond.

@@ -18,25 +18,48 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tracing::warn;
 use vip_core::api::{Reason, VrrpState};
-use vip_core::vrrp::{RouterConfig, RouterId};
+use vip_core::vrrp::{Lan, RouterConfig, RouterId};
 
 /// From the agent to vrrp.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
-    /// All the elections to take part in. One that is missing from the list is left: with a priority-0
-    /// advertisement, then without its addresses.
-    Elect(Vec<RouterConfig>),
+    /// All the elections to take part in.
+    Elect(Elect),
+    /// The agent's loop still turns: said once a second.
+    Alive,
 }
 
-/// From vrrp to the agent: the whole state, at each change and once a second.
+/// All the elections to take part in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elect {
+    /// What they have in common.
+    pub lan: Lan,
+    /// One that was there before and is missing is left: with a priority-0 advertisement, then without its addresses.
+    pub routers: Vec<RouterConfig>,
+}
+
+/// From vrrp to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Word {
+    /// The whole state: at each change.
+    Report(Box<Report>),
+    /// The loop that sends the advertisements still turns: said several times in each advertisement interval.
+    Alive,
+}
+
+/// How things stand in vrrp.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The node's interfaces, loopback left out, virtual IPs not among their addresses.
     pub interfaces: Vec<Interface>,
     /// The elections, as ordered.
     pub routers: Vec<RouterReport>,
-    /// Routers lately heard.
-    pub peers: Vec<Peer>,
+    /// Routers of our elections lately heard.
+    pub peers: Vec<Heard>,
+    /// Routers of others lately heard: of identifiers that are not ours, or with none of our addresses.
+    pub foreign: Vec<Heard>,
+    /// Other machines that claimed an address of ours lately, by ARP or neighbour discovery.
+    pub claims: Vec<Claim>,
     /// Refused advertisements by kind since the start.
     pub refused: BTreeMap<String, u64>,
     /// Set once the process was asked to end: the elections are being left.
@@ -73,9 +96,24 @@ pub struct RouterReport {
     pub trouble: Option<(Reason, String)>,
 }
 
+/// Another machine's claim on an address of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface on which it was claimed.
+    pub interface: String,
+    /// The hardware address of the machine.
+    pub mac: [u8; 6],
+    /// Whether the address is left to it: it answered before the address was ever bound.
+    pub yielded: bool,
+    /// How often it was heard.
+    pub count: u64,
+}
+
 /// A router that was heard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct Heard {
     /// The election that it spoke in.
     pub id: RouterId,
     /// Its address.
@@ -117,8 +155,8 @@ impl OrderSender {
 }
 
 impl ReportReceiver {
-    /// The next report; `None` when vrrp is gone or what it says cannot be understood. A call may be dropped and made anew.
-    pub async fn recv(&mut self) -> Option<Report> {
+    /// The next word; `None` when vrrp is gone or what it says cannot be understood. A call may be dropped and made anew.
+    pub async fn recv(&mut self) -> Option<Word> {
         self.0.next().await
     }
 }
@@ -161,12 +199,12 @@ impl Listener {
 }
 
 impl ReportSender {
-    /// Sends a report.
+    /// Says something.
     ///
     /// # Errors
     /// When the agent is gone or does not read.
-    pub async fn send(&mut self, report: &Report) -> io::Result<()> {
-        write_line(&mut self.0, report).await
+    pub async fn send(&mut self, word: &Word) -> io::Result<()> {
+        write_line(&mut self.0, word).await
     }
 }
 
@@ -228,9 +266,9 @@ mod tests {
         let listener = Listener::bind(&socket).unwrap();
         let (agent, vrrp) = tokio::join!(connect(&socket), listener.accept());
         let ((mut orders, mut reports), (mut report, mut order)) = (agent.unwrap(), vrrp.unwrap());
-        orders.send(&Order::Elect(vec![])).await.unwrap();
-        assert_eq!(order.recv().await, Some(Order::Elect(vec![])));
-        let said = Report { stopping: true, ..Report::default() };
+        orders.send(&Order::Alive).await.unwrap();
+        assert_eq!(order.recv().await, Some(Order::Alive));
+        let said = Word::Report(Box::new(Report { stopping: true, ..Report::default() }));
         report.send(&said).await.unwrap();
         assert_eq!(reports.recv().await, Some(said));
         orders.0.write_all(b"{\"Obey\":1}\n").await.unwrap();

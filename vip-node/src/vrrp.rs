@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 use self::elections::Elections;
 use crate::args::VrrpArgs;
-use crate::link::{Listener, Order, OrderReceiver, Report, ReportSender};
+use crate::link::{Listener, Order, OrderReceiver, Report, ReportSender, Word};
 
 /// A report is sent at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -55,8 +55,8 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
             () = sleep_until(heartbeat) => None,
         };
         elections.work().await;
-        if let Some(Order::Elect(routers)) = order {
-            elections.order(routers).await;
+        if let Some(Order::Elect(elect)) = order {
+            elections.order(elect).await;
         }
         let report = elections.report();
         if Instant::now() >= heartbeat || *publish.borrow() != report {
@@ -115,7 +115,7 @@ async fn converse(
             },
             changed = reports.changed() => {
                 let report = reports.borrow_and_update().clone();
-                if sender.send(&report).await.is_err() || changed.is_err() {
+                if sender.send(&Word::Report(Box::new(report))).await.is_err() || changed.is_err() {
                     break;
                 }
             }

@@ -196,6 +196,7 @@ impl Expose<'_> {
                 virtual_router: world.virtual_router(pool, address),
                 scheduler: self.args.scheduler.unwrap_or_default(),
                 persistence_seconds: self.persistence,
+                preferred_node: None,
             },
         );
         let params = PostParams {

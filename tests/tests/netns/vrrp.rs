@@ -15,7 +15,7 @@ use vip_core::{
     api::VrrpState,
     vrrp::{Family, RouterConfig, RouterId, rank},
 };
-use vip_node::link::{self, Order, Report};
+use vip_node::link::{self, Elect, Order, Report, Word};
 
 /// The address of all elections here.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 87, 2, 50);
@@ -68,8 +68,10 @@ impl<'a> Vrrp<'a> {
             }
         })?;
         runtime.spawn(async move {
-            while let Some(report) = receiver.recv().await {
-                publish.send_replace(Some(report));
+            while let Some(word) = receiver.recv().await {
+                if let Word::Report(report) = word {
+                    publish.send_replace(Some(*report));
+                }
             }
         });
         runtime.spawn(async move {
@@ -85,7 +87,7 @@ impl<'a> Vrrp<'a> {
     /// Orders the election of `VIP`, with a rank among three nodes.
     pub fn elect(&self) -> Result<()> {
         let names = ["node-1", "node-2", "node-3"];
-        self.elect_with(rank::priority(&format!("node-{}", self.number), names, VRID))
+        self.elect_with(rank::priority(&format!("node-{}", self.number), names, VRID, None))
     }
 
     pub fn elect_with(&self, priority: u8) -> Result<()> {
@@ -94,11 +96,11 @@ impl<'a> Vrrp<'a> {
             id,
             priority,
             interval: Duration::from_millis(100),
-            preempt: false,
+            preempt: None,
             addresses: vec![VIP.into()],
-            peers: vec![],
+            fresh: [].into(),
         };
-        self.order(Order::Elect(vec![config]))
+        self.order(Order::Elect(Elect { routers: vec![config], ..Elect::default() }))
     }
 
     pub fn order(&self, order: Order) -> Result<()> {

@@ -10,9 +10,18 @@ const FIRST: u8 = 254;
 /// first advertisement of the quicker one to reach the slower one in time.
 const SPACING: u8 = 30;
 
-/// The priority with which `own` competes for a virtual router among `nodes` (whether `own` is listed or not).
-pub fn priority<'a>(own: &'a str, nodes: impl IntoIterator<Item = &'a str>, vrid: u8) -> u8 {
-    let rank = order(nodes.into_iter().chain([own]), vrid).iter().position(|node| *node == own).unwrap_or(0);
+/// The priority with which `own` competes for a virtual router among `nodes` (whether `own` is listed or not). A
+/// `preferred` node that is one of them comes first.
+pub fn priority<'a>(
+    own: &'a str,
+    nodes: impl IntoIterator<Item = &'a str>,
+    vrid: u8,
+    preferred: Option<&str>,
+) -> u8 {
+    let mut order = order(nodes.into_iter().chain([own]), vrid);
+    // Stable: all others keep their order.
+    order.sort_by_key(|node| Some(*node) != preferred);
+    let rank = order.iter().position(|node| *node == own).unwrap_or(0);
     let below = u8::try_from(rank).unwrap_or(u8::MAX).checked_mul(SPACING);
     below.and_then(|below| FIRST.checked_sub(below)).unwrap_or(1).max(1)
 }
@@ -57,19 +66,27 @@ mod tests {
         let all: Vec<&str> = names.iter().map(String::as_str).collect();
         let priorities: Vec<u8> = order(all.iter().copied(), 7)
             .into_iter()
-            .map(|node| priority(node, all.iter().copied(), 7))
+            .map(|node| priority(node, all.iter().copied(), 7, None))
             .collect();
         assert_eq!(priorities[..9], [254, 224, 194, 164, 134, 104, 74, 44, 14]);
         assert!(priorities[9..].iter().all(|p| *p == 1), "{priorities:?}");
         let many: Vec<String> = (0..600).map(|n| format!("n{n}")).collect();
         let last = order(many.iter().map(String::as_str), 7)[599];
-        assert_eq!(priority(last, many.iter().map(String::as_str), 7), 1);
+        assert_eq!(priority(last, many.iter().map(String::as_str), 7, None), 1);
+    }
+
+    #[test]
+    fn a_preferred_node_comes_first_and_the_others_keep_their_order() {
+        let priorities = |preferred| NODES.map(|node| priority(node, NODES, 1, preferred));
+        assert_eq!(priorities(None), [194, 254, 224]);
+        assert_eq!(priorities(Some("node-1")), [254, 224, 194]);
+        assert_eq!(priorities(Some("gone")), priorities(None));
     }
 
     #[test]
     fn a_node_counts_once_and_counts_itself() {
-        assert_eq!(priority("alone", [], 1), 254);
-        assert_eq!(priority("alone", ["alone", "alone"], 1), 254);
+        assert_eq!(priority("alone", [], 1, None), 254);
+        assert_eq!(priority("alone", ["alone", "alone"], 1, None), 254);
         assert_eq!(order(["b", "a", "b"], 9).len(), 2);
     }
 

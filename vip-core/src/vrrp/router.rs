@@ -128,7 +128,7 @@ impl Router {
                 if advert.priority == 0 {
                     self.deadline = Some(now + timers::skew(self.config.priority, self.interval));
                     self.master = None;
-                } else if !self.config.preempt || advert.priority >= self.config.priority {
+                } else if self.config.preempt.is_none() || advert.priority >= self.config.priority {
                     self.follow(now, from, interval);
                 }
                 Vec::new()
@@ -277,6 +277,8 @@ impl Router {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::vrrp::{Family, RouterId, packet::MAX_LISTED};
 
@@ -288,7 +290,14 @@ mod tests {
 
     fn config(priority: u8, preempt: bool) -> RouterConfig {
         let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
-        RouterConfig { id, priority, interval: SECOND, preempt, addresses: vec![ip(50)], peers: vec![] }
+        RouterConfig {
+            id,
+            priority,
+            interval: SECOND,
+            preempt: preempt.then_some(Duration::ZERO),
+            addresses: vec![ip(50)],
+            fresh: BTreeSet::new(),
+        }
     }
 
     fn backup(priority: u8, preempt: bool) -> Router {
@@ -441,8 +450,8 @@ mod tests {
         assert_eq!(actions[1], Action::Bind(vec![ip(51), ip(52)]));
         assert_eq!(actions[3], Action::Release(vec![ip(50)]));
         assert_eq!(router.configure(SECOND * 5, new.clone()), []);
-        // Other peers are no news for the others.
-        assert_eq!(router.configure(SECOND * 5, RouterConfig { peers: vec![ip(9)], ..new }), []);
+        // What only this node has to know is no news for the others.
+        assert_eq!(router.configure(SECOND * 5, RouterConfig { fresh: [ip(52)].into(), ..new }), []);
     }
 
     #[test]

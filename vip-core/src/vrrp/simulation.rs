@@ -84,11 +84,11 @@ impl Segment {
         let names: Vec<String> = (0..self.parts.len()).map(name).collect();
         let config = RouterConfig {
             id: RouterId { interface: "eth0".into(), family: Family::V4, vrid: VRID },
-            priority: rank::priority(&name(host), names.iter().map(String::as_str), VRID),
+            priority: rank::priority(&name(host), names.iter().map(String::as_str), VRID, None),
             interval: INTERVAL,
-            preempt: false,
+            preempt: None,
             addresses: vec![[10, 87, 2, 50].into()],
-            peers: vec![],
+            fresh: BTreeSet::new(),
         };
         Router::new(config, address(host))
     }

@@ -1,8 +1,6 @@
 //! What the API server says, kept in memory: it stays valid as the last known state while the API server is away.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +21,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP};
-use vip_core::desired::{Objects, Others};
+use vip_core::api::{DRAIN_LABEL, ServiceRef, VIPNode, VIPPool, VirtualIP};
+use vip_core::desired::Objects;
+use vip_core::vrrp::Peer;
 
 /// The label by which an EndpointSlice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -137,23 +136,43 @@ impl Cluster {
         self.nodes.state().iter().filter_map(|node| node.parsed.clone().ok()).collect()
     }
 
-    /// The other nodes with an agent, and their addresses.
-    pub fn others(&self, own: &str) -> Others {
-        let mut others = BTreeMap::new();
-        for node in self.nodes().iter().filter(|node| node.name_any() != own) {
-            let interfaces = node.status.iter().flat_map(|status| &status.interfaces);
-            let addresses = interfaces.flat_map(|interface| &interface.addresses);
-            let addresses: Vec<IpAddr> =
-                addresses.filter_map(|a| a.parse::<IpNet>().ok()).map(|net| net.addr()).collect();
-            others.insert(node.name_any(), addresses);
-        }
-        others
+    /// The other nodes with an agent.
+    pub fn peers(&self, own: &str) -> Vec<Peer> {
+        let mut peers: Vec<Peer> = self.nodes().iter().map(|node| peer(node)).collect();
+        peers.retain(|peer| peer.node != own);
+        peers.sort_by(|a, b| a.node.cmp(&b.node));
+        peers
+    }
+
+    /// Whether a node was told to give its addresses away.
+    pub fn is_drained(&self, node: &str) -> bool {
+        self.nodes
+            .get(&ObjectRef::new(node))
+            .is_some_and(|node| node.meta.labels.iter().flatten().any(|(key, _)| key == DRAIN_LABEL))
     }
 
     /// This node's object in the cluster.
     pub fn own(&self) -> Option<Arc<KubeNode>> {
         self.own.state().into_iter().next()
     }
+}
+
+/// A node as its neighbours on the LAN know it.
+fn peer(node: &VIPNode) -> Peer {
+    let interfaces = || node.status.iter().flat_map(|status| &status.interfaces);
+    let addresses = interfaces().flat_map(|interface| &interface.addresses);
+    Peer {
+        node: node.name_any(),
+        addresses: addresses.filter_map(|a| a.parse::<IpNet>().ok()).map(|net| net.addr()).collect(),
+        macs: interfaces().filter_map(|interface| parse_mac(&interface.mac)).collect(),
+    }
+}
+
+/// A hardware address such as `52:54:00:00:00:01`.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect::<Option<_>>()?;
+    bytes.try_into().ok()
 }
 
 fn reflect<K>(api: Api<K>, config: watcher::Config, changed: &Arc<Notify>) -> Store<K>

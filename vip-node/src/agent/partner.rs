@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::link::{self, Order, Report};
+use crate::link::{self, Elect, Order, Report, Word};
 
 /// Pause between attempts to connect.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// The other process of this node.
 pub struct Partner {
-    orders: watch::Sender<Option<Order>>,
+    orders: watch::Sender<Option<Elect>>,
     /// What it said last; `None` while there is no connection.
     pub reports: watch::Receiver<Option<Report>>,
 }
@@ -28,7 +28,7 @@ impl Partner {
     }
 
     /// States the elections to take part in from now on; whether that is news.
-    pub fn order(&self, order: Order) -> bool {
+    pub fn order(&self, order: Elect) -> bool {
         self.orders.send_if_modified(|last| {
             let news = last.as_ref() != Some(&order);
             if news {
@@ -41,7 +41,7 @@ impl Partner {
 
 async fn talk(
     socket: PathBuf,
-    mut inbox: watch::Receiver<Option<Order>>,
+    mut inbox: watch::Receiver<Option<Elect>>,
     publish: watch::Sender<Option<Report>>,
 ) {
     let mut said = false;
@@ -68,7 +68,7 @@ async fn talk(
 async fn converse(
     mut sender: link::OrderSender,
     mut receiver: link::ReportReceiver,
-    inbox: &mut watch::Receiver<Option<Order>>,
+    inbox: &mut watch::Receiver<Option<Elect>>,
     publish: &watch::Sender<Option<Report>>,
 ) {
     // The order in force is repeated to a process that may be new.
@@ -76,12 +76,13 @@ async fn converse(
     loop {
         tokio::select! {
             report = receiver.recv() => match report {
-                Some(report) => { publish.send_replace(Some(report)); }
+                Some(Word::Report(report)) => { publish.send_replace(Some(*report)); }
+                Some(Word::Alive) => {}
                 None => return,
             },
             changed = inbox.changed() => {
                 let order = inbox.borrow_and_update().clone();
-                if let Some(order) = order && sender.send(&order).await.is_err() {
+                if let Some(order) = order && sender.send(&Order::Elect(order)).await.is_err() {
                     return;
                 }
                 if changed.is_err() {

@@ -2,11 +2,11 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use vip_core::api::{
-    CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, DataplaneStatus, InterfaceStatus, PeerStatus, Reason,
-    VIPNodeStatus, VirtualIP, VirtualIPStatus, VirtualRouterStatus, VrrpState,
+    CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, DataplaneStatus, ForeignRouterStatus, InterfaceStatus,
+    PeerStatus, Reason, VIPNodeStatus, VirtualIP, VirtualIPStatus, VirtualRouterStatus, VrrpState,
 };
 use vip_core::desired::{Trouble, VipPlan};
-use vip_core::vrrp::Family;
+use vip_core::vrrp::{Family, Lan};
 
 use super::programmer::Programmed;
 use crate::link::{Report, RouterReport};
@@ -36,6 +36,7 @@ pub fn owned(
         message: format!("{node} answers for {address} on {interface}"),
     };
     VirtualIPStatus {
+        first_announced: previous.and_then(|s| s.first_announced.clone()).or_else(|| Some(now.clone())),
         node: Some(node.to_owned()),
         since: mine.and_then(|status| status.since.clone()).or_else(|| Some(now.clone())),
         backends: plan.backends,
@@ -73,6 +74,7 @@ pub fn unowned(vip: &VirtualIP, plan: &VipPlan, programmed: &Programmed, now: &T
         programming(plan, programmed)
     };
     VirtualIPStatus {
+        first_announced: vip.status.as_ref().and_then(|status| status.first_announced.clone()),
         node: None,
         since: None,
         backends: plan.backends,
@@ -145,6 +147,7 @@ fn condition(vip: &VirtualIP, type_: &str, verdict: Verdict, now: &Time) -> Cond
 pub fn node(
     report: Option<&Report>,
     programmed: &Programmed,
+    lan: &Lan,
     previous: Option<&VIPNodeStatus>,
     now: &Time,
 ) -> VIPNodeStatus {
@@ -166,19 +169,38 @@ pub fn node(
     }
     for peer in report.iter().flat_map(|r| &r.peers) {
         status.peers.push(PeerStatus {
+            node: lan.peer(peer.address).map(|peer| peer.node.clone()),
             address: peer.address.to_string(),
             interface: peer.id.interface.clone(),
             virtual_router: peer.id.vrid,
             priority: peer.priority,
         });
     }
+    for foreign in report.iter().flat_map(|r| &r.foreign) {
+        status.foreign_routers.push(ForeignRouterStatus {
+            address: foreign.address.to_string(),
+            interface: foreign.id.interface.clone(),
+            family: family(foreign.id.family),
+            virtual_router: foreign.id.vrid,
+            priority: foreign.priority,
+        });
+    }
+    status.refused = report.map(|report| report.refused.clone()).unwrap_or_default();
     status
+}
+
+/// An address family as it is written into status.
+fn family(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    }
 }
 
 fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &Time) -> VirtualRouterStatus {
     let mut status = VirtualRouterStatus {
         interface: router.id.interface.clone(),
-        family: if router.id.family == Family::V4 { 4 } else { 6 },
+        family: family(router.id.family),
         virtual_router: router.id.vrid,
         state: router.state,
         priority: router.priority,

@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 use vip_core::api::{Reason, VrrpState};
-use vip_core::vrrp::packet::{self, Advert, Checksum, Context, Refusal};
+use vip_core::vrrp::packet::{self, Advert, Context, Refusal};
 use vip_core::vrrp::router::{Action, Router};
-use vip_core::vrrp::{Family, RouterConfig, RouterId};
+use vip_core::vrrp::{Family, Lan, RouterConfig, RouterId};
 
 use super::address::{Addresses, Change, RENEW};
 use super::announce::Announcer;
 use super::heard::Heard;
 use super::network::{Network, Obstacle, Place};
 use super::wire::{Packet, Wire};
-use crate::link::{Interface, Report, RouterReport};
+use crate::link::{Elect, Interface, Report, RouterReport};
 
 /// After a failure on an interface; twice as long after the next, up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(2);
@@ -52,6 +52,8 @@ pub struct Elections {
     wires: BTreeMap<String, AsyncFd<Wire>>,
     /// A socket's queue was not read to its end.
     backlog: bool,
+    /// What the agent said of the LAN last.
+    lan: Lan,
     /// What the agent ordered last.
     ordered: BTreeMap<RouterId, RouterConfig>,
     running: BTreeMap<RouterId, Running>,
@@ -91,6 +93,7 @@ impl Elections {
             network: Network::new(nics),
             wires: BTreeMap::new(),
             backlog: false,
+            lan: Lan::default(),
             ordered: BTreeMap::new(),
             running: BTreeMap::new(),
             troubles: BTreeMap::new(),
@@ -106,9 +109,10 @@ impl Elections {
     }
 
     /// The elections to take part in from now on.
-    pub async fn order(&mut self, routers: Vec<RouterConfig>) {
+    pub async fn order(&mut self, order: Elect) {
         if !self.stopping {
-            let ordered = routers.into_iter().map(|config| (config.id.clone(), config)).collect();
+            self.lan = order.lan;
+            let ordered = order.routers.into_iter().map(|config| (config.id.clone(), config)).collect();
             let before = std::mem::replace(&mut self.ordered, ordered);
             // Other settings deserve another attempt at once.
             let same = |id: &RouterId| self.ordered.get(id) == before.get(id);
@@ -206,6 +210,8 @@ impl Elections {
             interfaces: interfaces.collect(),
             routers: routers.collect(),
             peers: self.heard.peers(now),
+            foreign: Vec::new(),
+            claims: Vec::new(),
             refused: self.heard.refused(),
             stopping: self.stopping,
         }
@@ -360,7 +366,7 @@ impl Elections {
             return;
         };
         let (source, group) = (running.router.source(), packet::group(id.family));
-        let bytes = advert.encode(source, group, Checksum::PseudoHeader);
+        let bytes = advert.encode(source, group, self.lan.checksum.sent());
         if let (IpAddr::V4(source), IpAddr::V4(group)) = (source, group)
             && let Err(error) = wire.get_ref().advertise(source, group, &bytes)
         {
@@ -532,7 +538,7 @@ impl Elections {
             source,
             destination: packet.destination.into(),
             hop_limit: packet.hop_limit,
-            checksum: None,
+            checksum: self.lan.checksum.accepted(),
         };
         let advert = packet::decode(&packet.payload, &context)?;
         let id = RouterId { interface: interface.to_owned(), family: Family::V4, vrid: advert.vrid };
@@ -541,7 +547,7 @@ impl Elections {
         if source == running.router.source() {
             return Err(Refusal::Own);
         }
-        if !running.router.config().knows(source, &advert) {
+        if self.lan.peer(source).is_none() && !running.router.config().is_claimed_by(&advert) {
             return Err(Refusal::Foreign);
         }
         let actions = running.router.receive(now, source, &advert);

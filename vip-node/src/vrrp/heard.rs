@@ -7,7 +7,7 @@ use std::time::Duration;
 use vip_core::vrrp::RouterId;
 use vip_core::vrrp::packet::Refusal;
 
-use crate::link::Peer;
+use crate::link;
 
 /// A peer that was not heard for this long is forgotten.
 const LIFETIME: Duration = Duration::from_secs(10);
@@ -39,10 +39,10 @@ impl Heard {
     }
 
     /// Peers heard lately.
-    pub fn peers(&self, now: Duration) -> Vec<Peer> {
+    pub fn peers(&self, now: Duration) -> Vec<link::Heard> {
         let lately = self.peers.iter().filter(|(_, (_, heard))| *heard + LIFETIME > now);
         lately
-            .map(|((id, address), (priority, _))| Peer {
+            .map(|((id, address), (priority, _))| link::Heard {
                 id: id.clone(),
                 address: *address,
                 priority: *priority,
