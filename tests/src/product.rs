@@ -175,6 +175,18 @@ pub fn destinations(node: &Node<'_>, vip: Ipv4Addr, port: u16) -> Result<BTreeMa
     Ok(found)
 }
 
+/// Waits until every node's kernel has that many destinations for a TCP port of an address: the owner's status does not
+/// speak for those that may have to take over.
+pub fn wait_destinations(lab: &Lab, vip: Ipv4Addr, port: u16, count: usize, limit: Duration) -> Result<()> {
+    command::until(&format!("{count} destinations of {vip}:{port} on every node"), limit, || {
+        for node in lab.nodes() {
+            let found = destinations(&node, vip, port)?.len();
+            ensure!(found == count, "{} has {found}", node.name());
+        }
+        Ok(Some(()))
+    })
+}
+
 /// What is left of the product on a node: addresses, IPVS services, nftables tables.
 pub fn leftovers(node: &Node<'_>) -> Result<Vec<String>> {
     let ours = |text: &str, mark: &str| {

@@ -62,6 +62,7 @@ impl Exposed {
         let vip = product::address_of(lab, NAMESPACE, service)?;
         let owner = product::wait_one_owner(lab, vip, Duration::from_secs(20))?;
         product::wait_backends(lab, vip, 3, Duration::from_secs(20))?;
+        product::wait_destinations(lab, vip, 80, 3, Duration::from_secs(20))?;
         Ok(Self { service: service.to_owned(), vip, owner })
     }
 

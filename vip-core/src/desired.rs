@@ -96,6 +96,11 @@ pub struct VipPlan {
 }
 
 impl VipPlan {
+    /// Whether this node knows of no backend for one of its Services.
+    fn is_blind(&self) -> bool {
+        self.troubles.iter().any(|t| matches!(t.reason, Reason::ServiceNotFound | Reason::NoEndpoints))
+    }
+
     /// Nothing is done for it, and it says why.
     fn refused(name: String, address: Option<IpAddr>, trouble: Trouble) -> Self {
         Self {
@@ -168,8 +173,11 @@ impl Desired {
                 // They move together, so one wish holds for all: that of the first by name.
                 let preferred = vips.iter().find_map(|(_, vip)| vip.preferred.as_deref());
                 let nodes = others.iter().map(|peer| peer.node.as_str());
+                let rank = rank::priority(&node.name, nodes, id.vrid, preferred);
+                // One that sees nothing to send to may only be behind with its view of the cluster: others go first.
+                let blind = vips.iter().any(|(_, vip)| vip.is_blind());
                 RouterConfig {
-                    priority: rank::priority(&node.name, nodes, id.vrid, preferred),
+                    priority: if blind { (rank / 2).max(1) } else { rank },
                     interval,
                     preempt: (preferred == Some(&node.name)).then_some(PREEMPT_DELAY),
                     addresses: vips
@@ -542,6 +550,10 @@ mod tests {
         assert_eq!(routers.len(), 1);
         assert_eq!(routers[0].addresses.len(), 2);
         assert_eq!(desired.elections(&node, &others, interval, |_| false), []);
+        let mut behind = objects.clone();
+        behind.slices.clear();
+        let blind = Desired::new(&behind, &node).elections(&node, &others, interval, |_| true);
+        assert_eq!(blind[0].priority, routers[0].priority / 2, "who sees no endpoint waits for those who do");
         objects.vips.remove(0);
         let bare = Desired::new(&objects, &node);
         assert_eq!(bare.elections(&node, &others, interval, |_| false).len(), 1);

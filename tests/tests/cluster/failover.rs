@@ -8,19 +8,41 @@ use std::{
 use anyhow::{Result, ensure};
 use lab::{Lab, command, product};
 
-use super::{Exposed, check, installed};
+use super::{Exposed, check, installed, web};
 
 /// Requests every 20 ms, as an impatient client would.
 const EVERY: Duration = Duration::from_millis(20);
 
-/// Plugs a node in again and waits until Kubernetes believes in it, for the tests that follow.
-fn plug(lab: &Lab, node: u8) -> Result<()> {
-    lab.plug(node)?;
-    command::until(&format!("node-{node} to be Ready"), Duration::from_secs(60), || {
-        let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-        let status = lab.kubectl(["get", "node", &format!("node-{node}"), "-o", ready])?.ok()?;
-        Ok((status.text() == "True").then_some(()))
-    })
+/// A node whose link is cut. It is plugged in again in any case: other tests need it.
+struct Cut {
+    lab: &'static Lab,
+    node: u8,
+}
+
+impl Cut {
+    fn new(lab: &'static Lab, node: u8) -> Result<Self> {
+        let this = Self { lab, node };
+        lab.unplug(node)?;
+        Ok(this)
+    }
+}
+
+impl Drop for Cut {
+    /// Waits until Kubernetes believes in the node again and its pods are ready.
+    fn drop(&mut self) {
+        let Self { lab, node } = *self;
+        let name = format!("node-{node}");
+        let mended = lab.plug(node).and_then(|()| {
+            command::until(&format!("{name} to be Ready"), Duration::from_secs(120), || {
+                let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+                let status = lab.kubectl(["get", "node", &name, "-o", ready])?.ok()?;
+                Ok((status.text() == "True").then_some(()))
+            })
+        });
+        if let Err(error) = mended.and_then(|()| web(lab)?.wait(3)) {
+            eprintln!("{name} is not as it was before its link was cut: {error:#}");
+        }
+    }
 }
 
 #[test]
@@ -32,14 +54,14 @@ fn the_owner_is_unplugged_and_another_takes_over_within_a_second() {
         ensure!(product::bound_on(lab, exposed.vip)? == [owner], "bound on more than the owner");
         let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
         watch.wait_answers(100, Duration::from_secs(15))?;
-        lab.unplug(owner)?;
+        let cut = Cut::new(lab, owner)?;
         let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
         thread::sleep(Duration::from_secs(2));
         let report = watch.stop();
         ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
         println!("longest gap {} ms, then {}", report.longest_gap.as_millis(), next.node);
         product::wait_status_owner(lab, exposed.vip, &next.node, Duration::from_secs(20))?;
-        plug(lab, owner)?;
+        drop(cut);
         product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
         exposed.remove(lab)
     });
@@ -56,20 +78,19 @@ fn the_api_server_is_down_for_a_minute_and_an_owner_is_lost_meanwhile() {
         lab.stop_apiserver()?;
         let stopped = Instant::now();
         let rest = Duration::from_secs(60);
-        let outcome = (|| -> Result<()> {
+        let outcome = (|| -> Result<Cut> {
             thread::sleep(Duration::from_secs(30));
             let before = watch.so_far();
             ensure!(before.failures == 0, "with the API server down: {before}");
-            lab.unplug(owner)?;
+            let cut = Cut::new(lab, owner)?;
             product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(5))?;
             watch.wait_answers(100, Duration::from_secs(10))?;
             thread::sleep(rest.saturating_sub(stopped.elapsed()));
-            Ok(())
+            Ok(cut)
         })();
         lab.start_apiserver()?;
-        plug(lab, owner)?;
+        drop(outcome?);
         let report = watch.stop();
-        outcome?;
         ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
         product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
         exposed.remove(lab)
