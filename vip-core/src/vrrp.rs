@@ -143,13 +143,20 @@ impl RouterConfig {
         advert.addresses.iter().any(|address| self.addresses.contains(address))
     }
 
-    /// The advertisement of this router, with this or another priority.
-    pub fn advert(&self, priority: u8) -> packet::Advert {
+    /// The advertisement of this router, with this or another priority, sent from `source`. Over IPv6 a link-local address
+    /// comes first (RFC 9568 section 5.2.9): one of the virtual router's own, as keepalived expects it, or else the
+    /// sender's.
+    pub fn advert(&self, priority: u8, source: IpAddr) -> packet::Advert {
+        let link_local =
+            |address: &&IpAddr| matches!(address, IpAddr::V6(six) if six.is_unicast_link_local());
+        let own = self.addresses.iter().find(link_local).copied();
+        let first = own.or(Some(source).filter(|source| link_local(&source)));
+        let others = self.addresses.iter().copied().filter(|address| Some(*address) != first);
         packet::Advert {
             vrid: self.id.vrid,
             priority,
             interval: timers::to_centiseconds(self.interval),
-            addresses: self.addresses.iter().copied().take(packet::MAX_LISTED).collect(),
+            addresses: first.into_iter().chain(others).take(packet::MAX_LISTED).collect(),
         }
     }
 }

@@ -11,8 +11,11 @@ use super::packet::Advert;
 use super::{RouterConfig, timers};
 use crate::api::VrrpState;
 
-/// How long a master that leaves goes on serving while it waits for its successor's first advertisement.
+/// How long a master that gives up goes on serving while it waits for its successor's first advertisement; longer where
+/// the interval is, because the last in rank takes over nearly an interval after it has heard priority 0.
 const HANDOVER: Duration = Duration::from_secs(1);
+/// Advertisements that may be missed before a master is taken for dead (RFC 9568 section 6.1: Active_Down_Interval).
+const MISSED: u32 = 3;
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,30 +41,59 @@ pub struct Router {
     /// Our primary address on the interface: the sender of our advertisements, and the tie-break.
     source: IpAddr,
     state: VrrpState,
-    /// Active_Adver_Interval: our own until one was heard.
-    interval: Duration,
-    /// When the advertisement timer (master) or the down timer (backup) fires; when a master that leaves lets go.
+    /// When the advertisement timer (master) or the down timer (backup) fires.
     deadline: Option<Duration>,
-    leaving: bool,
+    /// Who spoke as master last.
     master: Option<IpAddr>,
+    silence: Silence,
+    lower: Option<Lower>,
+    handover: Option<Handover>,
     /// When an advertisement that loses was answered last.
     answered: Option<Duration>,
-    /// When a master has spoken last.
+    /// When this master has spoken last.
     spoken: Duration,
+}
+
+/// What a backup's down timer is made of (RFC 9568 section 6.1): `missed` intervals of silence since a moment, and the
+/// skew of its priority.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    since: Duration,
+    missed: u32,
+    /// Active_Adver_Interval: our own until one was heard.
+    interval: Duration,
+}
+
+/// A living master of lower priority, which a preempting backup does not obey.
+#[derive(Clone, Copy, Debug)]
+struct Lower {
+    priority: u8,
+    heard: Duration,
+    interval: Duration,
+}
+
+/// A master that gives up by priority 0 and goes on serving until it hears its successor.
+#[derive(Clone, Copy, Debug)]
+struct Handover {
+    /// When it waits no longer.
+    ends: Duration,
+    /// Whether it then leaves, or goes on because nobody can do better.
+    leaving: bool,
 }
 
 impl Router {
     /// A router in state Init. `source` is its primary address on the interface.
     pub fn new(config: RouterConfig, source: IpAddr) -> Self {
-        let interval = config.interval;
+        let silence = Silence { since: Duration::ZERO, missed: MISSED, interval: config.interval };
         Self {
             config,
             source,
             state: VrrpState::Init,
-            interval,
             deadline: None,
-            leaving: false,
             master: None,
+            silence,
+            lower: None,
+            handover: None,
             answered: None,
             spoken: Duration::ZERO,
         }
@@ -97,7 +129,10 @@ impl Router {
         if self.config.priority == 255 {
             return self.become_master(now);
         }
-        self.become_backup(now, None)
+        self.silence = Silence { since: now, missed: MISSED, interval: self.config.interval };
+        self.state = VrrpState::Backup;
+        self.deadline = Some(self.down());
+        vec![Action::Enter(VrrpState::Backup)]
     }
 
     /// A timer fired: nothing happens before its time.
@@ -105,73 +140,99 @@ impl Router {
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
-        match self.state {
-            _ if self.leaving => self.let_go(),
-            VrrpState::Init => Vec::new(),
+        match (self.state, self.handover) {
+            (VrrpState::Init, _) => Vec::new(),
             // (section 6.4.2: the Active_Down_Timer fires)
-            VrrpState::Backup => self.become_master(now),
-            // (section 6.4.3: the Adver_Timer fires)
-            VrrpState::Master => vec![self.advertise(now)],
+            (VrrpState::Backup, _) => self.become_master(now),
+            (VrrpState::Master, Some(handover)) if now < handover.ends => self.give_up(now, handover),
+            (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(),
+            // (section 6.4.3: the Adver_Timer fires) And nobody took what was offered.
+            (VrrpState::Master, _) => {
+                self.handover = None;
+                vec![self.advertise(now)]
+            }
         }
     }
 
     /// An accepted advertisement from another router.
     pub fn receive(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
-        let interval = timers::from_centiseconds(advert.interval);
-        match self.state {
-            _ if self.leaving => {
-                // Whoever sends a priority takes over; make before break ends here.
-                if advert.priority > 0 { self.let_go() } else { Vec::new() }
-            }
-            VrrpState::Init => Vec::new(),
-            VrrpState::Backup => {
-                if advert.priority == 0 {
-                    self.deadline = Some(now + timers::skew(self.config.priority, self.interval));
-                    self.master = None;
-                } else if self.config.preempt.is_none() || advert.priority >= self.config.priority {
-                    self.follow(now, from, interval);
-                }
+        match (self.state, self.handover) {
+            (VrrpState::Init, _) => Vec::new(),
+            (VrrpState::Backup, _) => {
+                self.listen(now, from, advert);
                 Vec::new()
             }
-            VrrpState::Master => {
-                if advert.priority == 0 {
-                    vec![self.advertise(now)]
-                } else if (advert.priority, from) > (self.config.priority, self.source)
-                    || self.was_silent(now)
-                {
-                    let mut actions = self.become_backup(now, Some((from, interval)));
-                    actions.insert(0, Action::Release(self.config.addresses.clone()));
-                    actions
+            // Whoever sends a priority takes over; make before break ends here.
+            (VrrpState::Master, Some(_)) if advert.priority == 0 => Vec::new(),
+            (VrrpState::Master, Some(handover)) => {
+                if handover.leaving {
+                    self.let_go()
                 } else {
-                    self.answer(now)
+                    self.become_backup(now, from, advert)
                 }
             }
+            (VrrpState::Master, None) => self.defend(now, from, advert),
         }
     }
 
-    /// New settings for the same election. The state is kept; a master binds what is new and releases what is gone.
+    /// A backup hears somebody (section 6.4.2).
+    fn listen(&mut self, now: Duration, from: IpAddr, advert: &Advert) {
+        if advert.priority == 0 {
+            // One that was displaced says goodbye while the master that we follow lives: nobody is to take over.
+            if self.master.is_none_or(|master| master == from) {
+                self.master = None;
+                self.lower = None;
+                self.silence = Silence { since: now, missed: 0, ..self.silence };
+                // Said twice, it must not take longer.
+                self.deadline = self.deadline.map(|deadline| deadline.min(self.down()));
+            }
+            return;
+        }
+        self.master = Some(from);
+        let interval = timers::from_centiseconds(advert.interval);
+        if self.config.preempt.is_some() && advert.priority < self.config.priority {
+            self.lower = Some(Lower { priority: advert.priority, heard: now, interval });
+        } else {
+            self.follow(now, interval);
+        }
+        self.deadline = Some(self.down());
+    }
+
+    /// A master hears somebody (section 6.4.3).
+    fn defend(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
+        if advert.priority == 0 {
+            vec![self.advertise(now)]
+        } else if (advert.priority, from) > (self.config.priority, self.source) || self.was_silent(now) {
+            self.become_backup(now, from, advert)
+        } else {
+            self.answer(now, timers::from_centiseconds(advert.interval))
+        }
+    }
+
+    /// New settings for the same election. The state is kept; a master binds what is new and releases what is gone, a
+    /// backup counts as if it had had its new settings all the time.
     pub fn configure(&mut self, now: Duration, config: RouterConfig) -> Vec<Action> {
         if config == self.config {
             return Vec::new();
         }
         let old = std::mem::replace(&mut self.config, config);
-        if self.state == VrrpState::Backup && self.master.is_none() {
-            // No master whose interval could have been learned: the new settings say how long to wait.
-            let down = now + timers::down(self.config.priority, self.config.interval);
-            self.interval = self.config.interval;
-            self.deadline = self.deadline.map(|deadline| deadline.min(down));
+        match self.state {
+            VrrpState::Init => return Vec::new(),
+            VrrpState::Backup => {
+                self.wait_anew(now);
+                return Vec::new();
+            }
+            VrrpState::Master => {}
         }
-        if self.state != VrrpState::Master || self.leaving {
-            return Vec::new();
-        }
-        let news = old.advert(old.priority) != self.config.advert(self.config.priority);
+        let news = old.advert(old.priority, self.source) != self.own_advert();
         let missing_in = |there: &[IpAddr], here: &[IpAddr]| -> Vec<IpAddr> {
             here.iter().filter(|address| !there.contains(address)).copied().collect()
         };
         let added = missing_in(&old.addresses, &self.config.addresses);
         let removed = missing_in(&self.config.addresses, &old.addresses);
         let mut actions = Vec::new();
-        if news {
+        // Who gives up has said its last word.
+        if news && self.handover.is_none() {
             actions.push(self.advertise(now));
         }
         if !added.is_empty() {
@@ -185,25 +246,47 @@ impl Router {
 
     /// Leaves by plan. A master gives up by priority 0 (section 6.4.3: Shutdown) but serves until its successor is heard.
     pub fn leave(&mut self, now: Duration) -> Vec<Action> {
-        if self.leaving {
-            return Vec::new();
+        match (self.state, &mut self.handover) {
+            (VrrpState::Master, Some(handover)) => {
+                handover.leaving = true;
+                Vec::new()
+            }
+            (VrrpState::Master, None) => self.begin_handover(now, true),
+            _ => self.let_go(),
         }
-        if self.state != VrrpState::Master {
-            return self.let_go();
+    }
+
+    /// Offers the addresses to whoever can serve them better. A master gives up by priority 0 and goes on as a backup when
+    /// it hears a successor. When nobody speaks up it goes on as before. Who preempts takes back what it gave away, so it is
+    /// to be configured not to.
+    pub fn offer(&mut self, now: Duration) -> Vec<Action> {
+        match (self.state, self.handover) {
+            (VrrpState::Master, None) => self.begin_handover(now, false),
+            _ => Vec::new(),
         }
-        self.leaving = true;
-        self.deadline = Some(now + HANDOVER);
-        vec![Action::Send(self.config.advert(0))]
     }
 
     /// Leaves at once, because it can serve no longer.
     pub fn stop(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.state == VrrpState::Master && !self.leaving {
-            actions.push(Action::Send(self.config.advert(0)));
+        if self.state == VrrpState::Master && self.handover.is_none() {
+            actions.push(Action::Send(self.config.advert(0, self.source)));
         }
         actions.extend(self.let_go());
         actions
+    }
+
+    fn begin_handover(&mut self, now: Duration, leaving: bool) -> Vec<Action> {
+        let ends = now + HANDOVER.max(self.config.interval * 5 / 4);
+        let handover = Handover { ends, leaving };
+        self.handover = Some(handover);
+        self.give_up(now, handover)
+    }
+
+    /// Priority 0, again each interval: who has heard it has taken over by then, who has not is told once more.
+    fn give_up(&mut self, now: Duration, handover: Handover) -> Vec<Action> {
+        self.deadline = Some(handover.ends.min(now + self.config.interval));
+        vec![Action::Send(self.config.advert(0, self.source))]
     }
 
     fn let_go(&mut self) -> Vec<Action> {
@@ -217,6 +300,7 @@ impl Router {
         self.state = VrrpState::Init;
         self.deadline = None;
         self.master = None;
+        self.handover = None;
         actions.push(Action::Left);
         actions
     }
@@ -224,6 +308,7 @@ impl Router {
     fn become_master(&mut self, now: Duration) -> Vec<Action> {
         self.state = VrrpState::Master;
         self.master = None;
+        self.lower = None;
         self.answered = None;
         let addresses = self.config.addresses.clone();
         vec![
@@ -234,28 +319,59 @@ impl Router {
         ]
     }
 
-    fn become_backup(&mut self, now: Duration, heard: Option<(IpAddr, Duration)>) -> Vec<Action> {
+    /// A master gives way.
+    fn become_backup(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
         self.state = VrrpState::Backup;
-        match heard {
-            Some((master, interval)) => self.follow(now, master, interval),
-            None => {
-                self.interval = self.config.interval;
-                self.deadline = Some(now + timers::down(self.config.priority, self.interval));
-            }
-        }
-        vec![Action::Enter(VrrpState::Backup)]
+        self.handover = None;
+        self.master = Some(from);
+        self.follow(now, timers::from_centiseconds(advert.interval));
+        self.deadline = Some(self.down());
+        vec![Action::Release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
     }
 
-    fn follow(&mut self, now: Duration, master: IpAddr, interval: Duration) {
-        self.master = Some(master);
-        self.interval = interval;
-        self.deadline = Some(now + timers::down(self.config.priority, interval));
+    /// A master is obeyed: its interval is learned, the down timer begins anew.
+    fn follow(&mut self, heard: Duration, interval: Duration) {
+        self.lower = None;
+        self.silence = Silence { since: heard, missed: MISSED, interval };
+    }
+
+    /// When a backup takes over. One that preempts waits for the delay too while a lower master is heard, and until that
+    /// one is dead at most.
+    fn down(&self) -> Duration {
+        let Silence { since, missed, interval } = self.silence;
+        let down = since + interval * missed + timers::skew(self.config.priority, interval);
+        match (self.config.preempt, self.lower) {
+            (Some(delay), Some(lower)) => {
+                let dead = lower.heard + timers::down(self.config.priority, lower.interval);
+                dead.clamp(down, down + delay)
+            }
+            _ => down,
+        }
+    }
+
+    /// A backup's settings have changed.
+    fn wait_anew(&mut self, now: Duration) {
+        if let Some(lower) = self.lower
+            && (self.config.preempt.is_none() || lower.priority >= self.config.priority)
+        {
+            self.follow(lower.heard, lower.interval);
+        }
+        if self.master.is_some() {
+            self.deadline = Some(self.down());
+            return;
+        }
+        // Nobody's interval could have been learned: the new settings say how long to wait, but never longer than before.
+        if self.silence.interval != self.config.interval {
+            self.silence = Silence { since: now, interval: self.config.interval, ..self.silence };
+        }
+        self.deadline = self.deadline.map(|deadline| deadline.min(self.down()));
     }
 
     /// Another router believes that it is master and is wrong: it hears us at once, and so do those who believed it. Two
-    /// that both answer would go on without end, so this is done at most four times in an interval.
-    fn answer(&mut self, now: Duration) -> Vec<Action> {
-        if self.answered.is_some_and(|last| now < last + self.config.interval / 4) {
+    /// that both answer would go on without end, so this is done at most four times in an interval, the shorter of both.
+    fn answer(&mut self, now: Duration, interval: Duration) -> Vec<Action> {
+        let pause = self.config.interval.min(interval) / 4;
+        if self.answered.is_some_and(|last| now < last + pause) {
             return Vec::new();
         }
         self.answered = Some(now);
@@ -265,201 +381,22 @@ impl Router {
     fn advertise(&mut self, now: Duration) -> Action {
         self.spoken = now;
         self.deadline = Some(now + self.config.interval);
-        Action::Send(self.config.advert(self.config.priority))
+        Action::Send(self.own_advert())
     }
 
-    /// Whether this master was silent for so long (a paused process) that another one may be master by right. Then it
-    /// gives way to whoever speaks, whatever the priorities: going on would move the addresses a second time.
+    fn own_advert(&self) -> Advert {
+        self.config.advert(self.config.priority, self.source)
+    }
+
+    /// Whether this master was silent for so long (a paused process) that another one may be master by right, or that its
+    /// addresses were released by the agent in its place. Then it gives way to whoever speaks, whatever the priorities:
+    /// going on would move the addresses a second time.
     fn was_silent(&self, now: Duration) -> bool {
-        now.saturating_sub(self.spoken) > self.config.interval * 3
+        now.saturating_sub(self.spoken) > self.config.interval * 2
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::vrrp::{Family, RouterId, packet::MAX_LISTED};
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn ip(last: u8) -> IpAddr {
-        [10, 87, 0, last].into()
-    }
-
-    fn config(priority: u8, preempt: bool) -> RouterConfig {
-        let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
-        RouterConfig {
-            id,
-            priority,
-            interval: SECOND,
-            preempt: preempt.then_some(Duration::ZERO),
-            addresses: vec![ip(50)],
-            fresh: BTreeSet::new(),
-        }
-    }
-
-    fn backup(priority: u8, preempt: bool) -> Router {
-        let mut router = Router::new(config(priority, preempt), ip(11));
-        assert_eq!(router.start(Duration::ZERO), [Action::Enter(VrrpState::Backup)]);
-        router
-    }
-
-    fn master(priority: u8) -> Router {
-        let mut router = backup(priority, false);
-        let at = router.next_deadline().unwrap();
-        router.timeout(at);
-        assert_eq!(router.state(), VrrpState::Master);
-        router
-    }
-
-    fn heard(priority: u8, interval: u16) -> Advert {
-        Advert { vrid: 7, priority, interval, addresses: vec![ip(50)] }
-    }
-
-    fn kinds(actions: &[Action]) -> Vec<String> {
-        actions
-            .iter()
-            .map(|action| match action {
-                Action::Enter(state) => format!("{state:?}"),
-                Action::Send(advert) => format!("send {}", advert.priority),
-                Action::Bind(_) => "bind".into(),
-                Action::Announce(_) => "announce".into(),
-                Action::Release(_) => "release".into(),
-                Action::Left => "left".into(),
-            })
-            .collect()
-    }
-
-    #[test]
-    fn silence_makes_a_master_after_the_down_interval() {
-        for (interval, down) in [(SECOND, 3_609_375_000), (SECOND / 10, 360_937_500)] {
-            let mut router = Router::new(RouterConfig { interval, ..config(100, false) }, ip(11));
-            router.start(Duration::ZERO);
-            let at = Duration::from_nanos(down);
-            assert_eq!(router.next_deadline(), Some(at));
-            assert_eq!(router.timeout(at - Duration::from_nanos(1)), []);
-            assert_eq!(kinds(&router.timeout(at)), ["Master", "send 100", "bind", "announce"]);
-            assert_eq!(router.next_deadline(), Some(at + interval));
-        }
-    }
-
-    #[test]
-    fn a_priority_of_255_is_master_at_once() {
-        let mut router = Router::new(config(255, false), ip(11));
-        assert_eq!(kinds(&router.start(Duration::ZERO)), ["Master", "send 255", "bind", "announce"]);
-    }
-
-    #[test]
-    fn a_backup_and_what_it_hears() {
-        // (priority heard, preempting, the timer's new time; none: not reset)
-        let down = timers::down(100, SECOND);
-        for (priority, preempt, expected) in [
-            (0, false, Some(timers::skew(100, SECOND))),
-            (0, true, Some(timers::skew(100, SECOND))),
-            (99, true, None),
-            (99, false, Some(down)),
-            (100, true, Some(down)),
-            (101, true, Some(down)),
-        ] {
-            let mut router = backup(100, preempt);
-            assert_eq!(router.receive(SECOND, ip(9), &heard(priority, 100)), []);
-            let expected = expected.map_or(down, |after| SECOND + after);
-            assert_eq!(router.next_deadline(), Some(expected), "{priority} {preempt}");
-        }
-    }
-
-    #[test]
-    fn the_masters_interval_is_learned() {
-        let mut router = backup(100, false);
-        router.receive(SECOND, ip(9), &heard(200, 300));
-        assert_eq!(router.next_deadline(), Some(SECOND + Duration::from_nanos(10_828_125_000)));
-        router.receive(SECOND, ip(9), &heard(0, 300));
-        assert_eq!(router.next_deadline(), Some(SECOND + timers::skew(100, SECOND * 3)));
-    }
-
-    #[test]
-    fn a_master_and_what_it_hears() {
-        for (from, priority, expected) in [
-            (ip(9), 101, vec!["release", "Backup"]),
-            (ip(12), 100, vec!["release", "Backup"]),
-            (ip(9), 100, vec!["send 100", "announce"]),
-            (ip(12), 99, vec!["send 100", "announce"]),
-            (ip(12), 0, vec!["send 100"]),
-        ] {
-            let mut router = master(100);
-            assert_eq!(
-                kinds(&router.receive(SECOND * 4, from, &heard(priority, 100))),
-                expected,
-                "{from} {priority}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_master_that_was_silent_gives_way_to_whoever_speaks_and_goes_on_when_nobody_does() {
-        let late = SECOND * 9;
-        assert_eq!(kinds(&master(100).receive(late, ip(9), &heard(1, 100))), ["release", "Backup"]);
-        assert_eq!(kinds(&master(100).timeout(late)), ["send 100"]);
-        assert_eq!(kinds(&master(100).receive(late, ip(9), &heard(0, 100))), ["send 100"]);
-    }
-
-    #[test]
-    fn a_backup_that_knows_no_master_waits_as_its_new_settings_say() {
-        let mut router = Router::new(RouterConfig { interval: SECOND * 40, ..config(100, false) }, ip(11));
-        router.start(Duration::ZERO);
-        router.configure(SECOND, config(200, false));
-        assert_eq!(router.next_deadline(), Some(SECOND + timers::down(200, SECOND)));
-        router.receive(SECOND, ip(9), &heard(200, 300));
-        router.configure(SECOND * 2, config(100, false));
-        assert_eq!(router.next_deadline(), Some(SECOND + timers::down(200, SECOND * 3)));
-    }
-
-    #[test]
-    fn two_that_both_answer_do_not_make_a_storm() {
-        let mut router = master(100);
-        let storm =
-            (0..1000).map(|i| router.receive(SECOND * 5 + Duration::from_millis(i), ip(12), &heard(99, 100)));
-        assert_eq!(storm.filter(|actions| !actions.is_empty()).count(), 4);
-    }
-
-    #[test]
-    fn leaving_is_make_before_break() {
-        let mut router = master(100);
-        assert_eq!(kinds(&router.leave(SECOND * 5)), ["send 0"]);
-        assert_eq!(router.leave(SECOND * 5), []);
-        assert_eq!(router.receive(SECOND * 5, ip(12), &heard(0, 100)), []);
-        assert_eq!(kinds(&router.receive(SECOND * 5, ip(12), &heard(99, 100))), ["release", "Init", "left"]);
-
-        let mut alone = master(100);
-        alone.leave(SECOND * 5);
-        assert_eq!(alone.timeout(SECOND * 5 + SECOND / 2), []);
-        assert_eq!(kinds(&alone.timeout(SECOND * 6)), ["release", "Init", "left"]);
-
-        assert_eq!(kinds(&backup(100, false).leave(SECOND)), ["Init", "left"]);
-        assert_eq!(kinds(&master(100).stop()), ["send 0", "release", "Init", "left"]);
-    }
-
-    #[test]
-    fn a_master_keeps_its_state_when_its_addresses_change() {
-        let mut router = master(100);
-        let new = RouterConfig { addresses: vec![ip(51), ip(52)], ..config(100, false) };
-        let actions = router.configure(SECOND * 5, new.clone());
-        assert_eq!(kinds(&actions), ["send 100", "bind", "announce", "release"]);
-        assert_eq!(actions[1], Action::Bind(vec![ip(51), ip(52)]));
-        assert_eq!(actions[3], Action::Release(vec![ip(50)]));
-        assert_eq!(router.configure(SECOND * 5, new.clone()), []);
-        // What only this node has to know is no news for the others.
-        assert_eq!(router.configure(SECOND * 5, RouterConfig { fresh: [ip(52)].into(), ..new }), []);
-    }
-
-    #[test]
-    fn an_advertisement_lists_the_first_addresses() {
-        let addresses: Vec<IpAddr> = (1..=100).map(ip).collect();
-        let mut router = Router::new(RouterConfig { addresses, ..config(255, false) }, ip(200));
-        let actions = router.start(Duration::ZERO);
-        let Action::Send(advert) = &actions[1] else { panic!("{actions:?}") };
-        assert_eq!(advert.addresses.len(), MAX_LISTED);
-    }
-}
+mod cases;
+#[cfg(test)]
+mod tests;
