@@ -56,6 +56,8 @@ pub struct Context {
     pub source: IpAddr,
     /// Where it was sent to.
     pub destination: IpAddr,
+    /// Our own address where advertisements come by unicast too; `None`: only the group is right.
+    pub local: Option<IpAddr>,
     /// TTL or hop limit.
     pub hop_limit: u8,
     /// The only form of checksum to accept over IPv4; `None`: either.
@@ -68,7 +70,7 @@ pub enum Refusal {
     /// It may have been routed (RFC 9568 section 7.1; so in all below).
     #[error("its TTL is {0}, not 255")]
     HopLimit(u8),
-    /// Not sent to VRRP's group.
+    /// Sent neither to VRRP's group nor, where unicast is spoken, to us.
     #[error("it was sent to {0}")]
     Destination(IpAddr),
     /// Another version of the protocol.
@@ -155,7 +157,7 @@ pub fn decode(bytes: &[u8], context: &Context) -> Result<Advert, Refusal> {
         return Err(Refusal::HopLimit(context.hop_limit));
     }
     let family = Family::of(context.source);
-    if context.destination != group(family) {
+    if context.destination != group(family) && Some(context.destination) != context.local {
         return Err(Refusal::Destination(context.destination));
     }
     let [first, vrid, priority, count, high, low, _, _, list @ ..] = bytes else {
@@ -257,6 +259,7 @@ mod tests {
         Context {
             source: "10.9.0.1".parse().unwrap(),
             destination: group(Family::V4),
+            local: None,
             hop_limit: 255,
             checksum: None,
         }
@@ -353,6 +356,19 @@ mod tests {
     }
 
     #[test]
+    fn unicast_is_for_us_or_for_nobody() {
+        let [ours, other]: [IpAddr; 2] = ["10.9.0.2", "10.9.0.3"].map(|address| address.parse().unwrap());
+        for form in [Checksum::Plain, Checksum::PseudoHeader] {
+            let bytes = advert().encode(v4().source, ours, form);
+            let unicast = Context { destination: ours, local: Some(ours), ..v4() };
+            assert_eq!(decode(&bytes, &unicast), Ok(advert()));
+            let elsewhere = Context { local: Some(other), ..unicast };
+            assert_eq!(decode(&bytes, &elsewhere), Err(Refusal::Destination(ours)));
+        }
+        assert_eq!(decode(&bytes(PSEUDO), &Context { local: Some(ours), ..v4() }), Ok(advert()));
+    }
+
+    #[test]
     fn case_8_reserved_bits_are_ignored() {
         assert_eq!(decode(&altered(&[(4, 0xf0)], 12), &v4()), Ok(advert()));
     }
@@ -378,10 +394,47 @@ mod tests {
         assert_eq!(kinds.len(), all.len());
     }
 
+    /// Bytes from nowhere, and valid advertisements with some bytes changed or cut off; over IPv6 or not.
+    fn wire() -> impl Strategy<Value = (Vec<u8>, bool)> {
+        let whole = [PLAIN, PSEUDO, IPV6].map(bytes);
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let near = (0..3_usize, changes, 0..44_usize, any::<bool>()).prop_map(
+            move |(kind, changes, length, right)| {
+                let mut bytes = whole[kind].clone();
+                for (index, value) in changes {
+                    let index = index.index(bytes.len());
+                    bytes[index] = value;
+                }
+                bytes.truncate(length);
+                let six = kind == 2;
+                // With the checksum made right again, what comes after it is reached.
+                if right && bytes.len() >= HEADER {
+                    let context = if six { v6() } else { v4() };
+                    let start = pseudo_header(context.source, context.destination, bytes.len());
+                    bytes[6..8].fill(0);
+                    let sum = !ones_complement(start, &bytes);
+                    bytes[6..8].copy_from_slice(&sum.to_be_bytes());
+                }
+                (bytes, six)
+            },
+        );
+        prop_oneof![(prop::collection::vec(any::<u8>(), 0..64), any::<bool>()), near]
+    }
+
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..64), six: bool) {
-            let _ = decode(&bytes, &if six { v6() } else { v4() });
+        fn any_bytes_make_an_advertisement_or_a_refusal((bytes, six) in wire()) {
+            let context = if six { v6() } else { v4() };
+            if let Ok(advert) = decode(&bytes, &context) {
+                // What was accepted says what was in the bytes, and takes no more memory than they do.
+                let size = if six { 16 } else { 4 };
+                prop_assert_eq!(bytes.len(), HEADER + advert.addresses.len() * size);
+                prop_assert!(advert.vrid > 0 && (1..=timers::MAX_CENTISECONDS).contains(&advert.interval));
+                let mut plain = bytes.clone();
+                plain[4] &= 0xf;
+                let again = advert.encode(context.source, context.destination, Checksum::Plain);
+                prop_assert_eq!((&again[..6], &again[8..]), (&plain[..6], &plain[8..]));
+            }
         }
 
         #[test]

@@ -145,6 +145,7 @@ impl Segment {
                     let context = Context {
                         source: address(from),
                         destination: group(Family::V4),
+                        local: None,
                         hop_limit: HOP_LIMIT,
                         checksum: None,
                     };
