@@ -3,16 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on has failed")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+#[path = "kernel/ipv6.rs"]
+mod ipv6;
+#[path = "kernel/traffic.rs"]
+mod traffic;
 
-use lab::command::{LIMIT, Output, until, words};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Instant;
+
+use lab::command::{LIMIT, Output, words};
 use lab::netns::in_new_netns;
-use lab::{Host, Segment};
 use vip_core::api::{Reason, Scheduler};
 use vip_core::plan::{Change, Plan, Protocol, ServiceKey, Settings, Tables, VirtualService, plan};
 use vip_node::dataplane::{Dataplane, DataplaneError, Ipvs, Kernel};
@@ -364,26 +366,6 @@ fn two_thousand_destinations_in_one_go() {
     });
 }
 
-/// The table's codec knows IPv6 already; the nftables rules don't.
-#[test]
-fn ipv6_services() {
-    isolated(|| {
-        let key = ServiceKey { address: "fd87::2:50".parse().unwrap(), ..key(80) };
-        let to: SocketAddr = "[fd10:244:1::7]:8080".parse().unwrap();
-        let settings = Settings::new(Scheduler::Wlc, Some(60));
-        let mut ipvs = Ipvs::new(SYSCTLS);
-        let add = [Change::AddService(key, settings.clone()), Change::AddDestination(key, to, 1)];
-        assert_eq!(ipvs.apply(&add.iter().collect::<Vec<_>>()), Ok(vec![]));
-        let destinations = BTreeMap::from([(to, 1)]);
-        let expected = BTreeMap::from([(key, VirtualService { settings, destinations })]);
-        assert_eq!(ipvs.observe(&BTreeSet::from([key])), Ok(expected));
-        assert_eq!(ipvsadm()[0], "-A -t [fd87::2:50]:80 -s wlc -p 60");
-        assert_eq!(ipvs.apply(&[&Change::DeleteService(key)]), Ok(vec![]));
-        let failed = kernel().apply(&[Change::Guard(key.address)]);
-        assert!(failed[0].1.to_string().contains("IPv6 is not supported yet"));
-    });
-}
-
 #[test]
 fn without_the_capability() {
     if std::env::var_os("WITHOUT_NET_ADMIN").is_some() {
@@ -404,119 +386,4 @@ fn without_the_capability() {
         again.args(["--exact", "without_the_capability"]).env("WITHOUT_NET_ADMIN", "1");
         lab::command::run(&mut again, LIMIT).and_then(Output::ok).unwrap();
     });
-}
-
-/// Answers every connection, and every datagram, with a name and the client's address; connections stay open.
-fn serve(host: &Host, name: &'static str) {
-    let address = host.address();
-    let (tcp, udp) = host
-        .run(|| (TcpListener::bind((address, 8080)).unwrap(), UdpSocket::bind((address, 8080)).unwrap()))
-        .unwrap();
-    thread::spawn(move || {
-        for stream in tcp.incoming() {
-            let mut stream = stream.unwrap();
-            thread::spawn(move || {
-                let client = stream.peer_addr().unwrap().ip();
-                let mut line = [0; 64];
-                while stream.read(&mut line).is_ok_and(|length| length > 0) {
-                    stream.write_all(format!("{name} {client}").as_bytes()).unwrap();
-                }
-            });
-        }
-    });
-    thread::spawn(move || {
-        let mut line = [0; 64];
-        while let Ok((_, client)) = udp.recv_from(&mut line) {
-            udp.send_to(format!("{name} {}", client.ip()).as_bytes(), client).unwrap();
-        }
-    });
-}
-
-fn say(mut stream: &TcpStream) -> std::io::Result<String> {
-    let mut line = [0; 64];
-    stream.write_all(b"who?")?;
-    let length = stream.read(&mut line)?;
-    Ok(String::from_utf8_lossy(&line[..length]).into_owned())
-}
-
-fn connect(from: &Host, port: u16) -> std::io::Result<TcpStream> {
-    from.run(|| {
-        let stream = TcpStream::connect_timeout(&(VIP, port).into(), Duration::from_secs(3))?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-        Ok(stream)
-    })
-    .unwrap()
-}
-
-fn ask_by_udp(from: &Host, port: u16) -> std::io::Result<String> {
-    from.run(|| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((VIP, port))?;
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-        socket.send(b"who?")?;
-        let mut line = [0; 64];
-        let length = socket.recv(&mut line)?;
-        Ok(String::from_utf8_lossy(&line[..length]).into_owned())
-    })
-    .unwrap()
-}
-
-/// Every client reaches both backends through the node, which is all that the backends see; what is not exposed is shut.
-#[test]
-fn traffic() {
-    needs_ipvs();
-    let lan = Segment::new(4).unwrap();
-    let (node, client, one, two) = (lan.host(1), lan.host(2), lan.host(3), lan.host(4));
-    node.netns().ip(&format!("address add {VIP}/32 dev eth0")).unwrap();
-    serve(one, "one");
-    serve(two, "two");
-    let backends = [one, two].map(|host| (SocketAddr::new(IpAddr::V4(host.address()), 8080), 1));
-    let balanced = VirtualService {
-        settings: Settings::new(Scheduler::Rr, None),
-        destinations: BTreeMap::from(backends),
-    };
-    let udp = ServiceKey { protocol: Protocol::Udp, ..key(53) };
-    let empty = VirtualService { settings: Settings::new(Scheduler::Wlc, None), ..VirtualService::default() };
-    let mut wanted = desired([(key(80), balanced.clone()), (udp, balanced), (key(81), empty)]);
-    node.run(|| converge(&mut kernel(), &wanted)).unwrap();
-    let own_port = node.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 22)).unwrap()).unwrap();
-    thread::spawn(move || own_port.incoming().for_each(drop));
-
-    for from in [client, node, one] {
-        let tcp: BTreeSet<String> = (0..4).map(|_| say(&connect(from, 80).unwrap()).unwrap()).collect();
-        let by_udp: BTreeSet<String> = (0..4).map(|_| ask_by_udp(from, 53).unwrap()).collect();
-        let expected = BTreeSet::from(["one 10.87.0.11".to_owned(), "two 10.87.0.11".to_owned()]);
-        assert_eq!((tcp, by_udp), (expected.clone(), expected));
-        for shut in [22, 53, 81, 8080] {
-            let error = connect(from, shut).map(drop).unwrap_err();
-            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "port {shut}");
-        }
-    }
-
-    // A backend that drains keeps its connection and gets no new ones.
-    let old: Vec<TcpStream> = (0..2).map(|_| connect(client, 80).unwrap()).collect();
-    let names: Vec<String> = old.iter().map(|stream| say(stream).unwrap()).collect();
-    let drain = backends[0].0;
-    wanted.apply(&Change::SetDestination(key(80), drain, 0));
-    assert_eq!(node.run(|| converge(&mut kernel(), &wanted)).unwrap().len(), 1);
-    for _ in 0..4 {
-        assert_eq!(say(&connect(client, 80).unwrap()).unwrap(), "two 10.87.0.11");
-    }
-    for (stream, name) in old.iter().zip(&names) {
-        assert_eq!(&say(stream).unwrap(), name, "a connection moved or broke");
-    }
-
-    // The agent's death and its next start change nothing; a service more or less does no harm to the others.
-    let mut more = wanted.clone();
-    more.services.insert(key(82), service([1]));
-    for wanted in [&more, &wanted] {
-        node.run(|| converge(&mut kernel(), wanted)).unwrap();
-        for (stream, name) in old.iter().zip(&names) {
-            assert_eq!(&say(stream).unwrap(), name);
-        }
-    }
-
-    node.run(|| kernel().remove_everything().unwrap()).unwrap();
-    assert_eq!(node.exec("ipvsadm -Sn; nft list ruleset").unwrap().text(), "");
-    until("an address without services is the node's own", LIMIT, || Ok(connect(client, 22).ok())).unwrap();
 }

@@ -4,28 +4,42 @@
 #![allow(clippy::unwrap_used, reason = "what cannot go on has failed")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use lab::command::{Output, words};
+use lab::command::{LIMIT, Output, until, words};
 use lab::netns::in_new_netns;
 use lab::{Host, Segment};
 use vip_core::plan::{Change, Protocol, ServiceKey};
 use vip_node::dataplane::{Dataplane, DataplaneError, Kernel, Nat};
 
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 87, 2, 50));
+const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd87, 0, 0, 0, 0, 0, 2, 0x50));
 
 fn key(protocol: Protocol, port: u16) -> ServiceKey {
     ServiceKey { address: VIP, protocol, port }
 }
 
-/// The node's part: guards the address and opens TCP 80 and UDP 53.
+fn key6(protocol: Protocol, port: u16) -> ServiceKey {
+    ServiceKey { address: VIP6, protocol, port }
+}
+
+/// The node's part: guards the addresses and opens TCP 80 and UDP 53 of each.
 fn program(nat: &mut Nat) {
-    let changes =
-        [Change::Guard(VIP), Change::Open(key(Protocol::Tcp, 80)), Change::Open(key(Protocol::Udp, 53))];
-    assert_eq!(apply(nat, &changes), vec![]);
+    let changes = [key, key6].into_iter().flat_map(|key| {
+        let (tcp, udp) = (key(Protocol::Tcp, 80), key(Protocol::Udp, 53));
+        [Change::Guard(tcp.address), Change::Open(tcp), Change::Open(udp)]
+    });
+    assert_eq!(apply(nat, &changes.collect::<Vec<_>>()), vec![]);
+}
+
+/// The guarded addresses and the ledger after that.
+fn programmed() -> (BTreeSet<IpAddr>, BTreeSet<ServiceKey>) {
+    let keys = [key, key6].into_iter().flat_map(|key| [key(Protocol::Tcp, 80), key(Protocol::Udp, 53)]);
+    (BTreeSet::from([VIP, VIP6]), keys.collect())
 }
 
 fn apply(nat: &mut Nat, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
@@ -50,19 +64,31 @@ fn nft_shows_the_table_as_documented() {
         let expected = "table inet kubectl-vip { \
             set vips { type ipv4_addr } \
             set ports { type ipv4_addr . inet_proto . inet_service } \
+            set vips6 { type ipv6_addr } \
+            set ports6 { type ipv6_addr . inet_proto . inet_service } \
             chain prerouting { type filter hook prerouting priority mangle; policy accept; \
-                ip daddr @vips meta l4proto icmp accept comment \"ping and path MTU work (v1)\" \
-                ip daddr . meta l4proto . th dport @ports accept comment \"exposed ports are open (v1)\" \
-                ip daddr @vips ct state established,related accept comment \"what was let in stays in (v1)\" \
+                ip daddr @vips meta l4proto icmp accept comment \"ping, path MTU and neighbours work (v2)\" \
+                ip6 daddr @vips6 meta l4proto ipv6-icmp accept comment \"ping, path MTU and neighbours work (v2)\" \
+                ip daddr . meta l4proto . th dport @ports accept comment \"exposed ports are open (v2)\" \
+                ip6 daddr . meta l4proto . th dport @ports6 accept comment \"exposed ports are open (v2)\" \
+                ip daddr @vips ct state established,related accept comment \"what was let in stays in (v2)\" \
+                ip6 daddr @vips6 ct state established,related accept comment \"what was let in stays in (v2)\" \
                 ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset \
-                    comment \"a virtual IP is no door to the node (v1)\" \
-                ip daddr @vips fib daddr type local reject comment \"a virtual IP is no door to the node (v1)\" } \
+                    comment \"a virtual IP is no door to the node (v2)\" \
+                ip daddr @vips fib daddr type local reject comment \"a virtual IP is no door to the node (v2)\" \
+                ip6 daddr @vips6 fib daddr type local meta l4proto tcp reject with tcp reset \
+                    comment \"a virtual IP is no door to the node (v2)\" \
+                ip6 daddr @vips6 fib daddr type local reject comment \"a virtual IP is no door to the node (v2)\" } \
             chain postrouting { type nat hook postrouting priority srcnat; policy accept; \
                 meta nfproto ipv4 ct direction original ct original ip daddr @vips masquerade fully-random \
-                    comment \"answers of pods return through this node (v1)\" } }";
+                    comment \"answers of pods return through this node (v2)\" \
+                meta nfproto ipv6 ct direction original ct original ip6 daddr @vips6 masquerade fully-random \
+                    comment \"answers of pods return through this node (v2)\" } }";
         assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>(), "{shown}");
         nft("get element inet kubectl-vip vips { 10.87.2.50 }");
         nft("get element inet kubectl-vip ports { 10.87.2.50 . tcp . 80 , 10.87.2.50 . udp . 53 }");
+        nft("get element inet kubectl-vip vips6 { fd87::2:50 }");
+        nft("get element inet kubectl-vip ports6 { fd87::2:50 . tcp . 80 , fd87::2:50 . udp . 53 }");
     });
 }
 
@@ -71,33 +97,19 @@ fn the_ledger_is_there_for_the_next_process() {
     isolated(|| {
         program(&mut Nat::new());
         let mut next = Nat::new();
-        let ledger = BTreeSet::from([key(Protocol::Tcp, 80), key(Protocol::Udp, 53)]);
-        assert_eq!(next.observe().unwrap(), (BTreeSet::from([VIP]), ledger));
+        assert_eq!(next.observe().unwrap(), programmed());
         // Done before is no failure, nor is gone before.
         program(&mut next);
-        let close = Change::Close(key(Protocol::Tcp, 80));
-        let other = Change::Open(key(Protocol::Tcp, 443));
-        assert_eq!(apply(&mut next, &[close.clone(), Change::Close(key(Protocol::Udp, 1)), other]), vec![]);
-        assert_eq!(apply(&mut next, &[close]), vec![]);
-        let ledger = BTreeSet::from([key(Protocol::Tcp, 443), key(Protocol::Udp, 53)]);
-        assert_eq!(Nat::new().observe().unwrap().1, ledger);
-    });
-}
-
-#[test]
-fn a_step_that_cannot_be_leaves_the_others_alone() {
-    isolated(|| {
-        let six: IpAddr = "fd87::2:50".parse().unwrap();
-        let mut nat = Nat::new();
-        let failed =
-            apply(&mut nat, &[Change::Guard(VIP), Change::Guard(six), Change::Open(key(Protocol::Tcp, 1))]);
-        assert_eq!(failed.len(), 1);
-        assert_eq!(failed[0].0, 1);
-        assert!(failed[0].1.to_string().contains("IPv6 is not supported"), "{}", failed[0].1);
-        assert_eq!(
-            Nat::new().observe().unwrap(),
-            (BTreeSet::from([VIP]), BTreeSet::from([key(Protocol::Tcp, 1)]))
-        );
+        for key in [key, key6] {
+            let close = Change::Close(key(Protocol::Tcp, 80));
+            let other = Change::Open(key(Protocol::Tcp, 443));
+            let never = Change::Close(key(Protocol::Udp, 1));
+            assert_eq!(apply(&mut next, &[close.clone(), never, other]), vec![]);
+            assert_eq!(apply(&mut next, &[close]), vec![]);
+        }
+        let ledger =
+            [key, key6].into_iter().flat_map(|key| [key(Protocol::Tcp, 443), key(Protocol::Udp, 53)]);
+        assert_eq!(Nat::new().observe().unwrap().1, ledger.collect());
     });
 }
 
@@ -112,6 +124,7 @@ fn what_others_destroy_of_ours_is_put_back() {
             "delete table inet kubectl-vip",
             "flush chain inet kubectl-vip prerouting",
             "flush set inet kubectl-vip ports",
+            "flush set inet kubectl-vip ports6",
             "insert rule inet kubectl-vip prerouting accept",
             "delete element inet kubectl-vip vips { 10.87.2.50 }",
         ] {
@@ -133,7 +146,25 @@ fn an_older_table_is_replaced_and_its_ledger_kept() {
         nft("flush chain inet kubectl-vip prerouting");
         nft("flush chain inet kubectl-vip postrouting");
         nft("delete chain inet kubectl-vip postrouting");
-        assert_eq!(Nat::new().observe().unwrap().1.len(), 2);
+        assert_eq!(Nat::new().observe().unwrap(), programmed());
+        assert_eq!(nft("--terse list table inet kubectl-vip"), listed);
+    });
+}
+
+#[test]
+fn a_table_that_knew_no_ipv6_is_replaced() {
+    isolated(|| {
+        let mut nat = Nat::new();
+        program(&mut nat);
+        let listed = nft("--terse list table inet kubectl-vip");
+        nft("flush table inet kubectl-vip");
+        nft("delete set inet kubectl-vip vips6");
+        nft("delete set inet kubectl-vip ports6");
+        let mut next = Nat::new();
+        let ledger = BTreeSet::from([key(Protocol::Tcp, 80), key(Protocol::Udp, 53)]);
+        assert_eq!(next.observe().unwrap(), (BTreeSet::from([VIP]), ledger));
+        program(&mut next);
+        assert_eq!(next.observe().unwrap(), programmed());
         assert_eq!(nft("--terse list table inet kubectl-vip"), listed);
     });
 }
@@ -199,16 +230,18 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Listens on TCP and UDP ports, answers with the client's address.
 const SERVER: &str = r#"
 import socket, threading, sys
-def tcp(port):
-    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(('0.0.0.0', port)); s.listen()
+def family(address):
+    return socket.AF_INET6 if ':' in address else socket.AF_INET
+def tcp(address, port):
+    s = socket.create_server((address, port), family=family(address))
     while True:
         c, a = s.accept(); c.sendall(a[0].encode()); c.close()
 def udp(address, port):
-    s = socket.socket(type=socket.SOCK_DGRAM); s.bind((address, port))
+    s = socket.socket(family(address), socket.SOCK_DGRAM); s.bind((address, port))
     while True:
         d, a = s.recvfrom(99); s.sendto(a[0].encode(), a)
 for p in map(int, sys.argv[2:]):
-    threading.Thread(target=tcp, args=(p,)).start()
+    for a in ('0.0.0.0', '::'): threading.Thread(target=tcp, args=(a, p)).start()
     for a in sys.argv[1].split(): threading.Thread(target=udp, args=(a, p)).start()
 "#;
 
@@ -216,7 +249,8 @@ for p in map(int, sys.argv[2:]):
 const CLIENT: &str = r#"
 import socket, sys
 kind, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
-s = socket.socket(type=socket.SOCK_STREAM if kind == 'tcp' else socket.SOCK_DGRAM); s.settimeout(2)
+s = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET,
+                  socket.SOCK_STREAM if kind == 'tcp' else socket.SOCK_DGRAM); s.settimeout(2)
 try:
     s.connect((address, port))
     if kind == 'udp': s.send(b'x')
@@ -231,7 +265,7 @@ fn serve(host: &Host, addresses: &str, ports: &[&str]) {
     let mut server = host.spawn(server).unwrap();
     // It is killed with its host.
     thread::spawn(move || server.wait());
-    lab::command::until("the server", lab::command::LIMIT, || {
+    until("the server", LIMIT, || {
         Ok((ask(host, "udp", "127.0.0.1", ports[ports.len() - 1]) == "127.0.0.1").then_some(()))
     })
     .unwrap();
@@ -240,61 +274,177 @@ fn serve(host: &Host, addresses: &str, ports: &[&str]) {
 fn ask(host: &Host, kind: &str, address: &str, port: &str) -> String {
     let mut client = Command::new(PYTHON);
     client.args(["-c", CLIENT, kind, address, port]);
-    host.netns().exec(&mut client, lab::command::LIMIT).unwrap().text().to_owned()
+    host.netns().exec(&mut client, LIMIT).unwrap().text().to_owned()
+}
+
+/// What differs between IP versions.
+#[derive(Clone, Copy)]
+struct Version {
+    vip: IpAddr,
+    /// How to bind the virtual IP.
+    bound: &'static str,
+    /// The address of a host by its number.
+    host: fn(u8) -> IpAddr,
+    /// Settings of a node that forwards, and does not send its clients elsewhere.
+    forwards: &'static str,
+}
+
+const IPV4: Version = Version {
+    vip: VIP,
+    bound: "address add 10.87.2.50/32 dev eth0",
+    host: |number| IpAddr::from([10, 87, 0, 10 + number]),
+    forwards: "net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0",
+};
+
+const IPV6: Version = Version {
+    vip: VIP6,
+    bound: "address add fd87::2:50/128 dev eth0 nodad preferred_lft 0",
+    host: |number| IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number)]),
+    forwards: "net.ipv6.conf.all.forwarding=1",
+};
+
+impl Version {
+    fn host(self, number: u8) -> String {
+        (self.host)(number).to_string()
+    }
+
+    fn key(self, protocol: Protocol, port: u16) -> ServiceKey {
+        ServiceKey { address: self.vip, protocol, port }
+    }
 }
 
 #[test]
 fn a_virtual_ip_is_no_door_to_the_node() {
+    no_door(IPV4);
+}
+
+#[test]
+fn a_virtual_ip_of_ipv6_is_no_door_to_the_node() {
+    no_door(IPV6);
+}
+
+fn no_door(version: Version) {
     let lan = Segment::new(2).unwrap();
     let (node, client) = (lan.host(1), lan.host(2));
-    node.netns().ip("address add 10.87.2.50/32 dev eth0").unwrap();
-    serve(node, "10.87.2.50 10.87.0.11", &["80", "53", "22"]);
+    let (vip, own) = (version.vip.to_string(), version.host(1));
+    node.netns().ip(version.bound).unwrap();
+    serve(node, &format!("{vip} {own}"), &["80", "53", "22"]);
     node.run(|| program(&mut Nat::new())).unwrap();
-    for asker in [client, node] {
-        let own = asker.address().to_string();
-        assert_eq!(ask(asker, "tcp", "10.87.2.50", "80"), own);
-        assert_eq!(ask(asker, "udp", "10.87.2.50", "53"), own);
+    for (asker, number) in [(client, 2), (node, 1)] {
+        let from = version.host(number);
+        // Over IPv6 a host asks an address of its own from that address (RFC 6724, rule 1).
+        let to_vip = if number == 1 && version.vip.is_ipv6() { &vip } else { &from };
+        assert_eq!(&ask(asker, "tcp", &vip, "80"), to_vip);
+        assert_eq!(&ask(asker, "udp", &vip, "53"), to_vip);
         // Open over one transport only.
-        assert_eq!(ask(asker, "udp", "10.87.2.50", "80"), "ConnectionRefusedError");
-        assert_eq!(ask(asker, "tcp", "10.87.2.50", "53"), "ConnectionRefusedError");
+        assert_eq!(ask(asker, "udp", &vip, "80"), "ConnectionRefusedError");
+        assert_eq!(ask(asker, "tcp", &vip, "53"), "ConnectionRefusedError");
         // Closed at the VIP, open at the node.
-        assert_eq!(ask(asker, "tcp", "10.87.2.50", "22"), "ConnectionRefusedError");
-        assert_eq!(ask(asker, "udp", "10.87.2.50", "22"), "ConnectionRefusedError");
-        assert_eq!(ask(asker, "tcp", "10.87.0.11", "22"), own);
-        assert_eq!(ask(asker, "udp", "10.87.0.11", "22"), own);
-        asker.exec("ping -c 1 -W 2 10.87.2.50").unwrap().ok().unwrap();
+        assert_eq!(ask(asker, "tcp", &vip, "22"), "ConnectionRefusedError");
+        assert_eq!(ask(asker, "udp", &vip, "22"), "ConnectionRefusedError");
+        assert_eq!(ask(asker, "tcp", &own, "22"), from);
+        assert_eq!(ask(asker, "udp", &own, "22"), from);
+        asker.exec(&format!("ping -c 1 -W 2 {vip}")).unwrap().ok().unwrap();
     }
     // A port that closes and opens again.
     let change = |change: Change| node.run(|| assert_eq!(apply(&mut Nat::new(), &[change]), vec![])).unwrap();
-    change(Change::Close(key(Protocol::Tcp, 80)));
-    assert_eq!(ask(client, "tcp", "10.87.2.50", "80"), "ConnectionRefusedError");
-    change(Change::Open(key(Protocol::Tcp, 80)));
-    assert_eq!(ask(client, "tcp", "10.87.2.50", "80"), "10.87.0.12");
+    change(Change::Close(version.key(Protocol::Tcp, 80)));
+    assert_eq!(ask(client, "tcp", &vip, "80"), "ConnectionRefusedError");
+    change(Change::Open(version.key(Protocol::Tcp, 80)));
+    assert_eq!(ask(client, "tcp", &vip, "80"), version.host(2));
     // An address that is not guarded is a node's like any other.
-    change(Change::Unguard(VIP));
-    assert_eq!(ask(client, "tcp", "10.87.2.50", "22"), "10.87.0.12");
+    change(Change::Unguard(version.vip));
+    assert_eq!(ask(client, "tcp", &vip, "22"), version.host(2));
+}
+
+/// A neighbour that knows the address asks it, and no multicast address, whether it is still there.
+#[test]
+fn a_virtual_ip_of_ipv6_answers_its_neighbours() {
+    let lan = Segment::new(2).unwrap();
+    let (node, client) = (lan.host(1), lan.host(2));
+    node.netns().ip(IPV6.bound).unwrap();
+    node.run(|| program(&mut Nat::new())).unwrap();
+    let ping = || client.exec("ping -c 1 -W 2 fd87::2:50").unwrap().ok().unwrap();
+    ping();
+    let mac = node.mac().unwrap();
+    client.netns().ip(&format!("neighbour replace fd87::2:50 lladdr {mac} dev eth0 nud probe")).unwrap();
+    until("the answer to a probe", LIMIT, || {
+        let state = client.netns().ip("neighbour show fd87::2:50")?.stdout;
+        assert!(!state.contains("FAILED"), "{state}");
+        Ok(state.contains("REACHABLE").then_some(()))
+    })
+    .unwrap();
+    client.netns().ip("neighbour flush dev eth0").unwrap();
+    ping();
+}
+
+#[test]
+fn connections_outlive_their_port() {
+    let lan = Segment::new(2).unwrap();
+    let (node, client) = (lan.host(1), lan.host(2));
+    for version in [IPV4, IPV6] {
+        node.netns().ip(version.bound).unwrap();
+        let at = SocketAddr::new(version.vip, 80);
+        let listener = node.run(|| TcpListener::bind(at).unwrap()).unwrap();
+        let mut nat = node.run(|| {
+            let mut nat = Nat::new();
+            program(&mut nat);
+            nat
+        });
+        let nat = nat.as_mut().unwrap();
+        let connect = || client.run(|| TcpStream::connect_timeout(&at, LIMIT)).unwrap();
+        let mut stream = connect().unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+        let mut both_ways = || {
+            let mut byte = [0];
+            stream.write_all(b"x").unwrap();
+            accepted.read_exact(&mut byte).unwrap();
+            accepted.write_all(b"y").unwrap();
+            stream.read_exact(&mut byte).unwrap();
+            byte
+        };
+        assert_eq!(both_ways(), *b"y");
+        let close = Change::Close(version.key(Protocol::Tcp, 80));
+        assert_eq!(apply(nat, &[close]), vec![]);
+        assert_eq!(both_ways(), *b"y");
+        assert_eq!(connect().map(drop).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
 }
 
 /// What IPVS does to a packet's destination is done by a foreign table here.
 #[test]
 fn clients_of_a_virtual_ip_are_masqueraded_and_no_others() {
+    masqueraded(IPV4, "ip");
+}
+
+#[test]
+fn clients_of_a_virtual_ip_of_ipv6_are_masqueraded_and_no_others() {
+    masqueraded(IPV6, "ip6");
+}
+
+fn masqueraded(version: Version, ip: &str) {
     let lan = Segment::new(3).unwrap();
     let (node, client, backend) = (lan.host(1), lan.host(2), lan.host(3));
-    node.netns().ip("address add 10.87.2.50/32 dev eth0").unwrap();
-    node.exec("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/conf/all/send_redirects")
-        .unwrap();
-    serve(backend, "10.87.0.13", &["8080", "9090"]);
-    let dnat = "add table ip foreign; \
-        add chain ip foreign prerouting { type nat hook prerouting priority -100 ; }; \
-        add rule ip foreign prerouting ip daddr 10.87.2.50 tcp dport 80 dnat to 10.87.0.13:8080; \
-        add rule ip foreign prerouting ip daddr 10.87.0.11 tcp dport 81 dnat to 10.87.0.13:9090";
+    let (vip, own, asker) = (version.vip.to_string(), version.host(1), version.host(2));
+    let to = |port: u16| SocketAddr::new((version.host)(3), port);
+    node.netns().ip(version.bound).unwrap();
+    node.exec(&format!("sysctl -w {}", version.forwards)).unwrap().ok().unwrap();
+    serve(backend, &version.host(3), &["8080", "9090"]);
+    let dnat = format!(
+        "add table {ip} foreign; \
+        add chain {ip} foreign prerouting {{ type nat hook prerouting priority -100 ; }}; \
+        add rule {ip} foreign prerouting {ip} daddr {vip} tcp dport 80 dnat to {}; \
+        add rule {ip} foreign prerouting {ip} daddr {own} tcp dport 81 dnat to {}",
+        to(8080),
+        to(9090)
+    );
     node.exec(&format!("nft '{dnat}'")).unwrap().ok().unwrap();
     // Without us the backend answers the client directly, from an address it never asked.
-    assert_ne!(ask(client, "tcp", "10.87.2.50", "80"), "10.87.0.12");
+    assert_ne!(ask(client, "tcp", &vip, "80"), asker);
     node.run(|| program(&mut Nat::new())).unwrap();
-    assert_eq!(ask(client, "tcp", "10.87.2.50", "80"), "10.87.0.11");
+    assert_eq!(ask(client, "tcp", &vip, "80"), own);
     // The same node's other business keeps its addresses: there the backend still answers past it.
-    assert_ne!(ask(client, "tcp", "10.87.0.11", "81"), "10.87.0.11");
+    assert_ne!(ask(client, "tcp", &own, "81"), own);
     node.run(|| Nat::new().remove()).unwrap().unwrap();
-    assert_ne!(ask(client, "tcp", "10.87.2.50", "80"), "10.87.0.11");
+    assert_ne!(ask(client, "tcp", &vip, "80"), own);
 }

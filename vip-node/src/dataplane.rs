@@ -57,9 +57,9 @@ pub enum DataplaneError {
     /// EPERM.
     #[error("not permitted to change {0}: the agent's container needs the capability NET_ADMIN")]
     NotPermitted(&'static str),
-    /// A sysctl has another value than it should, and can't be set.
+    /// A sysctl has another value than it should, and can't be set or is not ours to set.
     #[error(
-        "can't set the sysctl {name} to {value} ({text}): run `sysctl -w {name}={value}` on the node, and keep it in \
+        "the sysctl {name} is not {value} ({text}): run `sysctl -w {name}={value}` on the node, and keep it in \
          /etc/sysctl.d"
     )]
     SysctlNotSet {
@@ -67,7 +67,7 @@ pub enum DataplaneError {
         name: &'static str,
         /// The value that it should have.
         value: &'static str,
-        /// What the system said.
+        /// What the system said, or why it is not set.
         text: String,
     },
     /// The kernel said no to one step.

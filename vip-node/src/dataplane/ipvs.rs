@@ -275,6 +275,7 @@ fn meaning(change: &Change, errno: Errno) -> String {
             "the virtual service is gone".to_owned()
         }
         (Change::SetDestination(..), Errno::ENOENT) => "the destination is gone".to_owned(),
+        (_, Errno::EAFNOSUPPORT) => "its IPVS was built without IPv6".to_owned(),
         (_, errno) => format!("{} ({errno:?})", errno.desc()),
     }
 }

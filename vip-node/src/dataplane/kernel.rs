@@ -37,6 +37,10 @@ impl Kernel {
     }
 }
 
+/// The scheduler under which a service shows that can't serve although it is there: no service is desired with it, so that
+/// the next plan sets its settings again, and [`Dataplane::apply`] says what is wrong.
+const UNFIT: &str = "";
+
 /// Which table a step is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -62,7 +66,14 @@ impl Dataplane for Kernel {
         self.ipvs.find()?;
         sysctl::set(&self.sysctls)?;
         let (guarded, ledger) = self.nat.observe()?;
-        let services = self.ipvs.observe(&ledger)?;
+        let mut services = self.ipvs.observe(&ledger)?;
+        if sysctl::check_ipv6(&self.sysctls).is_err() {
+            for (_, service) in
+                services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && ledger.contains(key))
+            {
+                UNFIT.clone_into(&mut service.settings.scheduler);
+            }
+        }
         Ok(Tables { services, ledger, guarded })
     }
 
@@ -94,6 +105,15 @@ impl Dataplane for Kernel {
                 self.run(Kind::Nat, &unmade.iter().collect::<Vec<_>>());
             }
             start += run.len();
+        }
+        // Taken all the same, so that nothing is missing once the node forwards. Services of IPv4 are not concerned.
+        if let Err(error) = sysctl::check_ipv6(&self.sysctls) {
+            let failed: BTreeSet<usize> = failures.iter().map(|(index, _)| *index).collect();
+            let unfit = changes.iter().enumerate().filter(|(index, change)| {
+                matches!(change, Change::AddService(key, _) | Change::SetService(key, _) if key.address.is_ipv6())
+                    && !failed.contains(index)
+            });
+            failures.extend(unfit.map(|(index, _)| (index, error.clone())));
         }
         failures.sort_by_key(|(index, _)| *index);
         failures

@@ -7,12 +7,15 @@
 //! chain postrouting { type nat hook postrouting priority srcnat
 //!     ct direction original ct original ip daddr @vips masquerade fully-random }
 //! chain prerouting { type filter hook prerouting priority mangle
-//!     ip daddr @vips icmp accept
-//!     ip daddr . l4proto . th dport @ports accept
+//!     ip daddr @vips meta l4proto icmp accept
+//!     ip daddr . meta l4proto . th dport @ports accept
 //!     ip daddr @vips ct state established,related accept
 //!     ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset
 //!     ip daddr @vips fib daddr type local reject with icmpx port-unreachable }
 //! ```
+//!
+//! IPv6 has the same sets and rules beside these: `vips6`, `ports6`, `ip6 daddr`, `ipv6-icmp`. They are there on nodes without
+//! IPv6 too: a table `inet` takes them whether or not there is ever a packet for them.
 //!
 //! Pods answer to the client by their own node's route, so without the first chain only those on this node could. No other
 //! table is ever looked at or changed. The table stays when the agent goes.
@@ -134,16 +137,13 @@ impl Nat {
         let mut steps: Vec<(usize, &Change, Element, bool)> = Vec::new();
         for (index, change) in changes.iter().enumerate() {
             let (element, add) = match change {
-                Change::Guard(address) => (Element::vip(*address), true),
-                Change::Unguard(address) => (Element::vip(*address), false),
-                Change::Open(key) => (Element::port(*key), true),
-                Change::Close(key) => (Element::port(*key), false),
+                Change::Guard(address) => (Element::Vip(*address), true),
+                Change::Unguard(address) => (Element::Vip(*address), false),
+                Change::Open(key) => (Element::Port(*key), true),
+                Change::Close(key) => (Element::Port(*key), false),
                 _ => continue,
             };
-            match element {
-                Some(element) => steps.push((index, change, element, add)),
-                None => failures.push((index, refused(change, "IPv6 is not supported yet"))),
-            }
+            steps.push((index, change, element, add));
         }
         if steps.iter().any(|(.., add)| *add) {
             self.ensure()?;
@@ -236,12 +236,10 @@ impl Nat {
 fn errno_of(change: &Change, errno: Errno) -> DataplaneError {
     match errno {
         Errno::EPERM => DataplaneError::NotPermitted("nftables"),
-        errno => refused(change, &format!("{} ({errno:?})", errno.desc())),
+        errno => {
+            DataplaneError::Refused { change: change.clone(), text: format!("{} ({errno:?})", errno.desc()) }
+        }
     }
-}
-
-fn refused(change: &Change, text: &str) -> DataplaneError {
-    DataplaneError::Refused { change: change.clone(), text: text.to_owned() }
 }
 
 fn unavailable(trouble: &Trouble) -> DataplaneError {

@@ -226,10 +226,41 @@ mod tests {
         assert_eq!(attributes.as_bytes(), [&[48, 0, 1, 0x80], &SERVICE_NAME[..], &destination].concat());
     }
 
+    fn six() -> ServiceKey {
+        ServiceKey { address: "fd87::2:50".parse().unwrap(), protocol: Protocol::Udp, port: 53 }
+    }
+
+    #[test]
+    fn golden_ipv6() {
+        let add = Change::AddService(six(), Settings::new(Scheduler::Rr, Some(60)));
+        #[rustfmt::skip]
+        let service = [
+            6, 0, 1, 0, 10, 0, 0, 0,
+            6, 0, 2, 0, 17, 0, 0, 0,
+            20, 0, 3, 0, 0xfd, 0x87, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0x50,
+            6, 0, 4, 0, 0, 53, 0, 0,
+            7, 0, 6, 0, b'r', b'r', 0, 0,
+            12, 0, 7, 0, 1, 0, 0, 0, 255, 255, 255, 255,
+            8, 0, 8, 0, 60, 0, 0, 0,
+            8, 0, 9, 0, 128, 0, 0, 0, // a prefix length
+        ];
+        assert_eq!(step(&add).unwrap().1.as_bytes(), [&[84, 0, 1, 0x80], &service[..]].concat());
+        let pod = SocketAddr::from(([0xfd10, 0x244, 1, 0, 0, 0, 0, 7], 8080));
+        #[rustfmt::skip]
+        let destination = [
+            40, 0, 2, 0x80,
+            20, 0, 1, 0, 0xfd, 0x10, 2, 0x44, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7,
+            6, 0, 2, 0, 0x1f, 0x90, 0, 0,
+            6, 0, 11, 0, 10, 0, 0, 0,
+        ];
+        let delete = Change::DeleteDestination(six(), pod);
+        let expected = [&[48, 0, 1, 0x80], &service[..44], &destination].concat();
+        assert_eq!(step(&delete).unwrap().1.as_bytes(), expected);
+    }
+
     #[test]
     fn what_is_written_is_read_back() {
-        let six = ServiceKey { address: "fd87::2:50".parse().unwrap(), protocol: Protocol::Udp, port: 53 };
-        for key in [key(), six] {
+        for key in [key(), six()] {
             for settings in [Settings::new(Scheduler::Mh, None), Settings::new(Scheduler::Rr, Some(10_800))] {
                 assert_eq!(service(whole(&key, &settings).as_bytes()), Some((key, settings)));
             }

@@ -257,6 +257,8 @@ pub(super) enum Connection {
     Direction = 1,
     /// `NFT_CT_DST_IP`: where the connection's first packet was sent to; IPv4 only.
     OriginalDestination = 20,
+    /// `NFT_CT_DST_IP6`: the same for IPv6.
+    OriginalDestination6 = 22,
 }
 
 /// Loads a connection's property.
@@ -265,7 +267,7 @@ pub(super) fn connection(what: Connection, to: Register) -> Expression {
     Expression(
         "ct",
         match what {
-            Connection::OriginalDestination => attributes.byte(3, 0),
+            Connection::OriginalDestination | Connection::OriginalDestination6 => attributes.byte(3, 0),
             Connection::State | Connection::Direction => attributes,
         },
     )

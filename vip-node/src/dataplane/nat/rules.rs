@@ -1,9 +1,9 @@
 //! The contents of our table: its sets, chains and rules, and what the sets' elements mean.
 //!
-//! Everything that belongs to one IP version is in [`IPV4`]; another version is another such value, in [`FAMILIES`].
+//! What belongs to one IP version is in [`IPV4`] and [`IPV6`]; every rule exists once for each.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use vip_core::plan::{Protocol, ServiceKey};
 
@@ -14,7 +14,7 @@ use super::codec::{self, Connection, Expression, Meta, Register};
 pub(super) const TABLE: &str = "kubectl-vip";
 
 /// Changes whenever [`requests`] makes another table than before, so that an agent replaces an older one's.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A set.
 #[derive(Debug)]
@@ -60,24 +60,34 @@ struct Family {
 
 // The numbers of nft's types.
 const TYPE_IPV4_ADDR: u32 = 7;
+const TYPE_IPV6_ADDR: u32 = 8;
 const TYPE_INET_PROTO: u32 = 12;
 const TYPE_INET_SERVICE: u32 = 13;
 
 static IPV4: Family = Family {
     nfproto: 2,
     vips: Set { name: "vips", key_type: TYPE_IPV4_ADDR, key_length: 4, id: 1 },
-    ports: Set {
-        name: "ports",
-        key_type: TYPE_IPV4_ADDR << 12 | TYPE_INET_PROTO << 6 | TYPE_INET_SERVICE,
-        key_length: 12,
-        id: 2,
-    },
+    ports: Set { name: "ports", key_type: port_type(TYPE_IPV4_ADDR), key_length: 12, id: 2 },
     destination: (16, 4),
     icmp: 1,
     original_destination: Connection::OriginalDestination,
 };
 
-static FAMILIES: [&Family; 1] = [&IPV4];
+static IPV6: Family = Family {
+    nfproto: 10,
+    vips: Set { name: "vips6", key_type: TYPE_IPV6_ADDR, key_length: 16, id: 3 },
+    ports: Set { name: "ports6", key_type: port_type(TYPE_IPV6_ADDR), key_length: 24, id: 4 },
+    destination: (24, 16),
+    icmp: 58,
+    original_destination: Connection::OriginalDestination6,
+};
+
+static FAMILIES: [&Family; 2] = [&IPV4, &IPV6];
+
+/// The type of `address . inet_proto . inet_service`.
+const fn port_type(address: u32) -> u32 {
+    address << 12 | TYPE_INET_PROTO << 6 | TYPE_INET_SERVICE
+}
 
 /// An element of one of the sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,23 +99,11 @@ pub(super) enum Element {
 }
 
 impl Element {
-    /// The element for a guarded address; `None` for an IP version that the table does not know.
-    pub(super) fn vip(address: IpAddr) -> Option<Self> {
-        family(address).map(|_| Self::Vip(address))
-    }
-
-    /// The element for an open port; `None` for an IP version that the table does not know.
-    pub(super) fn port(key: ServiceKey) -> Option<Self> {
-        family(key.address).map(|_| Self::Port(key))
-    }
-
     /// The set that it belongs to.
     pub(super) fn set(&self) -> &'static Set {
-        let (Self::Vip(address) | Self::Port(ServiceKey { address, .. })) = self;
-        let family = family(*address).unwrap_or(&IPV4);
         match self {
-            Self::Vip(_) => &family.vips,
-            Self::Port(_) => &family.ports,
+            Self::Vip(address) => &family(*address).vips,
+            Self::Port(key) => &family(key.address).ports,
         }
     }
 
@@ -124,19 +122,27 @@ impl Element {
     pub(super) fn read(set: &Set, key: &[u8]) -> Option<Self> {
         let family =
             FAMILIES.into_iter().find(|family| [family.vips.name, family.ports.name].contains(&set.name))?;
-        let address = IpAddr::V4(Ipv4Addr::from(array::<4>(key, 0)?));
+        let (_, length) = family.destination;
+        let (address, rest) = key.split_at_checked(length as usize)?;
+        let address = match length {
+            4 => Ipv4Addr::from(array::<4>(address, 0)?).into(),
+            _ => Ipv6Addr::from(array::<16>(address, 0)?).into(),
+        };
         if set.name == family.vips.name {
             return Some(Self::Vip(address));
         }
-        let number = *key.get(4)?;
+        let number = *rest.first()?;
         let protocol =
             [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.number() == number)?;
-        Some(Self::Port(ServiceKey { address, protocol, port: u16::from_be_bytes(array(key, 8)?) }))
+        Some(Self::Port(ServiceKey { address, protocol, port: u16::from_be_bytes(array(rest, 4)?) }))
     }
 }
 
-fn family(address: IpAddr) -> Option<&'static Family> {
-    FAMILIES.into_iter().find(|family| family.vips.key_length as usize == octets(address).len())
+fn family(address: IpAddr) -> &'static Family {
+    match address {
+        IpAddr::V4(_) => &IPV4,
+        IpAddr::V6(_) => &IPV6,
+    }
 }
 
 /// Guarded addresses and ledger.
@@ -177,7 +183,7 @@ fn rules() -> Vec<(&'static str, Vec<Expression>, String)> {
         all.push((chain.name, rule, format!("{comment} (v{VERSION})")));
     };
     for family in FAMILIES {
-        add(&PREROUTING, family.icmp_passes(), "ping and path MTU work");
+        add(&PREROUTING, family.icmp_passes(), "ping, path MTU and neighbours work");
     }
     for family in FAMILIES {
         add(&PREROUTING, family.open_ports_pass(), "exposed ports are open");
@@ -224,6 +230,8 @@ impl Family {
         [self.to_a_vip(), local].concat()
     }
 
+    /// Echo, packets too big, and of IPv6 the questions of neighbours that know the address already; those of others go to
+    /// a multicast address.
     fn icmp_passes(&self) -> Vec<Expression> {
         let icmp = [
             codec::meta(Meta::Transport, Register(0)),
@@ -291,15 +299,33 @@ mod tests {
         ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Udp, port: 8080 }
     }
 
+    /// Its key is the address's bytes, and for a port these.
+    fn key_is(key: ServiceKey, address: &[u8]) {
+        let port = Element::Port(key);
+        assert_eq!(port.key(), [address, &[17, 0, 0, 0, 0x1f, 0x90, 0, 0]].concat());
+        let vip = Element::Vip(key.address);
+        assert_eq!(vip.key(), address);
+        for element in [port, vip] {
+            assert_eq!(element.key().len(), element.set().key_length as usize);
+            assert_eq!(Element::read(element.set(), &element.key()), Some(element));
+            let request = codec::element(&element, true);
+            assert_eq!(codec::elements(request.attributes.as_bytes(), element.set()), [element]);
+            for short in 0..element.key().len() - 2 {
+                assert_eq!(Element::read(element.set(), &element.key()[..short]), None);
+            }
+        }
+    }
+
     #[test]
-    fn golden_elements() {
-        let port = Element::port(key()).unwrap();
-        assert_eq!(port.key(), [10, 87, 2, 50, 17, 0, 0, 0, 0x1f, 0x90, 0, 0]);
-        assert_eq!(Element::read(port.set(), &port.key()), Some(port));
-        let vip = Element::vip(key().address).unwrap();
-        assert_eq!(vip.key(), [10, 87, 2, 50]);
-        assert_eq!(Element::read(vip.set(), &vip.key()), Some(vip));
-        let request = codec::element(&vip, true);
+    fn golden_keys() {
+        key_is(key(), &[10, 87, 2, 50]);
+        let six = ServiceKey { address: "fd87::2:50".parse().unwrap(), ..key() };
+        key_is(six, &[0xfd, 0x87, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0x50]);
+    }
+
+    #[test]
+    fn golden_element() {
+        let request = codec::element(&Element::Vip(key().address), true);
         assert_eq!(request.kind, 0xa0c);
         #[rustfmt::skip]
         let bytes = [
@@ -308,22 +334,15 @@ mod tests {
             20, 0, 3, 0x80, 16, 0, 1, 0x80, 12, 0, 1, 0x80, 8, 0, 1, 0, 10, 87, 2, 50,
         ];
         assert_eq!(request.attributes.as_bytes(), bytes);
-        assert_eq!(codec::elements(&bytes, vip.set()), [vip]);
-    }
-
-    #[test]
-    fn ipv6_has_no_place_yet() {
-        let address: IpAddr = "fd87::2:50".parse().unwrap();
-        assert_eq!(Element::vip(address), None);
-        assert_eq!(Element::port(ServiceKey { address, ..key() }), None);
     }
 
     #[test]
     fn rules_are_known_by_their_comments() {
-        for (request, mark) in requests().iter().skip(4).zip(marks()) {
+        // Four sets and two chains come first.
+        for (request, mark) in requests().iter().skip(6).zip(marks()) {
             assert_eq!(codec::rule_mark(request.attributes.as_bytes()), Some(mark));
         }
-        assert_eq!(requests().len(), 4 + marks().len());
+        assert_eq!(requests().len(), 6 + marks().len());
     }
 
     proptest! {
