@@ -75,8 +75,6 @@ struct Lower {
 /// A master that gives up by priority 0 and goes on serving until it hears its successor.
 #[derive(Clone, Copy, Debug)]
 struct Handover {
-    /// When it said so first.
-    began: Duration,
     /// When it waits no longer.
     ends: Duration,
     /// Whether it then leaves, or goes on because nobody can do better.
@@ -164,12 +162,10 @@ impl Router {
                 self.listen(now, from, advert);
                 Vec::new()
             }
-            (VrrpState::Master, Some(handover)) => match self.is_succeeded(now, from, advert, handover) {
-                false => Vec::new(),
-                // Make before break ends here.
-                true if handover.leaving => self.let_go(),
-                true => self.become_backup(now, from, advert),
-            },
+            (VrrpState::Master, Some(_)) if advert.priority == 0 => Vec::new(),
+            // Whoever sends a priority takes over; make before break ends here.
+            (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(),
+            (VrrpState::Master, Some(_)) => self.become_backup(now, from, advert),
             (VrrpState::Master, None) => self.defend(now, from, advert),
         }
     }
@@ -277,7 +273,7 @@ impl Router {
 
     fn begin_handover(&mut self, now: Duration, leaving: bool) -> Vec<Action> {
         let ends = now + HANDOVER.max(self.config.interval * 5 / 4);
-        let handover = Handover { began: now, ends, leaving };
+        let handover = Handover { ends, leaving };
         self.handover = Some(handover);
         self.give_up(now, handover)
     }
@@ -286,14 +282,6 @@ impl Router {
     fn give_up(&mut self, now: Duration, handover: Handover) -> Vec<Action> {
         self.deadline = Some(handover.ends.min(now + self.config.interval));
         vec![Action::Send(self.config.advert(0, self.source))]
-    }
-
-    /// Whether an advertisement is a successor's. A lower one waits for its skew when it has heard priority 0; one that
-    /// speaks before took itself for master already, may be about to hear our last word as such, and would give way.
-    fn is_succeeded(&self, now: Duration, from: IpAddr, advert: &Advert, handover: Handover) -> bool {
-        let waited = handover.began + timers::skew(advert.priority, self.config.interval);
-        advert.priority > 0
-            && ((advert.priority, from) > (self.config.priority, self.source) || now >= waited)
     }
 
     fn let_go(&mut self) -> Vec<Action> {
