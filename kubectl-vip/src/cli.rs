@@ -46,10 +46,14 @@ pub enum Command {
     Unexpose(UnexposeArgs),
     /// Show virtual IPs, their owners and backends, and what is wrong
     Status(StatusArgs),
+    /// Move a virtual IP to a node, and keep it there while that node is fit
+    Move(MoveArgs),
+    /// Spread the virtual IPs over the nodes again
+    Rebalance(RebalanceArgs),
     /// List, create and delete pools of addresses
     #[command(subcommand)]
     Pool(PoolCommand),
-    /// List the nodes with an agent
+    /// List the nodes with an agent, and take them out of service
     #[command(subcommand)]
     Node(NodeCommand),
     /// Print the versions of this plugin and of the agents
@@ -178,6 +182,9 @@ pub struct InstallArgs {
     /// Interval of advertisements on the wire; a dead owner is noticed after three
     #[arg(long, value_name = "DURATION", value_parser = advert_interval)]
     pub advert_interval: Option<String>,
+    /// Send advertisements to each node's address instead of the multicast group, for a LAN that drops multicast
+    #[arg(long)]
+    pub unicast: bool,
     /// Wait until the agents are ready
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
           action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -264,6 +271,56 @@ pub struct UnexposeArgs {
     pub dry_run: DryRun,
 }
 
+/// Arguments of `move`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip move 192.168.10.241 --to node-2\n  \
+    kubectl vip move svc/web -n shop --to node-2\n  kubectl vip move 192.168.10.241 --unpin\n\n\
+    A virtual IP that was moved is pinned: it goes back to that node whenever the node is fit. --unpin ends that and \
+    leaves it where it is.")]
+pub struct MoveArgs {
+    /// The virtual IP, or the Service (svc/NAME) whose virtual IPs are meant
+    #[arg(required = true, num_args = 1..=2, value_name = "VIP|svc/NAME")]
+    pub target: Vec<String>,
+    /// The node that should own it
+    #[arg(long, value_name = "NODE", required_unless_present = "unpin", conflicts_with = "unpin")]
+    pub to: Option<String>,
+    /// Prefer no node any more; the virtual IP stays where it is
+    #[arg(long)]
+    pub unpin: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub wait: Wait,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
+}
+
+/// Arguments of `rebalance`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip rebalance --dry-run\n  kubectl vip rebalance\n\n\
+    Virtual IPs that `kubectl vip move` has pinned to a node stay there.")]
+pub struct RebalanceArgs {
+    /// How long to wait for each move
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
+}
+
+/// Flags of every command that moves virtual IPs and then waits for their new owner.
+#[derive(Clone, Debug, Args)]
+pub struct Wait {
+    /// Wait until that has happened
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kubectl vip status -A\n  kubectl vip status svc/web -n shop\n  \
@@ -342,16 +399,20 @@ pub struct PoolCreateArgs {
 /// Arguments of `pool set`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kubectl vip pool set lab --add 192.168.11.0/28\n  \
-    kubectl vip pool set lab --exclude 192.168.10.250")]
+    kubectl vip pool set lab --exclude 192.168.10.250\n  kubectl vip pool set lab --virtual-routers 164-227")]
 pub struct PoolSetArgs {
     /// Name of the pool
     pub name: String,
     /// Add these addresses
-    #[arg(long, value_name = "RANGE", value_delimiter = ',', required_unless_present = "exclude")]
+    #[arg(long, value_name = "RANGE", value_delimiter = ',',
+          required_unless_present_any = ["exclude", "virtual_routers"])]
     pub add: Vec<String>,
     /// Give these addresses out no more
     #[arg(long, value_name = "RANGE", value_delimiter = ',')]
     pub exclude: Vec<String>,
+    /// Virtual router identifiers for the virtual IPs to come; those that there are keep theirs
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub virtual_routers: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
     pub change: Change,
@@ -374,6 +435,44 @@ pub enum NodeCommand {
     /// List the nodes with an agent, and the addresses that each owns
     #[command(visible_alias = "ls")]
     List(List),
+    /// Give the addresses of a node to others, and keep it from taking any
+    Drain(DrainArgs),
+    /// Let a drained node own addresses again
+    Undrain(UndrainArgs),
+}
+
+/// Arguments of `node drain`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kubectl vip node drain node-2\n  kubectl vip node drain node-2 --dry-run\n\n\
+    Only virtual IPs go: pods stay, and `kubectl drain` knows nothing of this."
+)]
+pub struct DrainArgs {
+    /// Name of the node
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Do not ask when addresses would be left without an owner
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub wait: Wait,
+    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
+}
+
+/// Arguments of `node undrain`.
+#[derive(Debug, Args)]
+pub struct UndrainArgs {
+    /// Name of the node
+    #[arg(value_name = "NODE")]
+    pub node: String,
+    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
+    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
+          default_missing_value = "client", value_name = "HOW")]
+    pub dry_run: DryRun,
 }
 
 /// Arguments of `version`.
@@ -449,6 +548,45 @@ mod tests {
         assert_eq!(parse("kubectl-vip unexpose svc/web"), DryRun::None);
         assert_eq!(parse("kubectl-vip unexpose --dry-run svc/web"), DryRun::Client);
         assert_eq!(parse("kubectl-vip unexpose svc/web --dry-run=server"), DryRun::Server);
+    }
+
+    #[test]
+    fn a_move_goes_to_a_node_or_ends_a_pin() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let moved = |line: &str| match parse(line).unwrap() {
+            Command::Move(args) => (args.to, args.unpin, args.wait.wait, args.wait.timeout.as_secs()),
+            _ => panic!("{line} is no move"),
+        };
+        let to = Some("node-2".to_owned());
+        assert_eq!(moved("kubectl-vip move 10.0.0.9 --to node-2"), (to.clone(), false, true, 30));
+        assert_eq!(
+            moved("kubectl-vip move svc web --to=node-2 --wait=false --timeout 2m"),
+            (to, false, false, 120)
+        );
+        assert_eq!(moved("kubectl-vip move svc/web --unpin"), (None, true, true, 30));
+        for bad in ["move 10.0.0.9", "move --to node-2", "move 10.0.0.9 --to node-2 --unpin"] {
+            assert!(parse(&format!("kubectl-vip {bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_drained_by_name() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Node(NodeCommand::Drain(args))) = parse("kubectl-vip node drain node-2 --yes") else {
+            panic!("a drain")
+        };
+        assert_eq!((args.node.as_str(), args.yes, args.dry_run), ("node-2", true, DryRun::None));
+        let Ok(Command::Node(NodeCommand::Undrain(args))) =
+            parse("kubectl-vip node undrain node-2 --dry-run=server")
+        else {
+            panic!("an undrain")
+        };
+        assert_eq!((args.node.as_str(), args.dry_run), ("node-2", DryRun::Server));
+        let Ok(Command::Rebalance(args)) = parse("kubectl-vip rebalance --dry-run --timeout 5s") else {
+            panic!("a rebalance")
+        };
+        assert_eq!((args.timeout.as_secs(), args.dry_run), (5, DryRun::Client));
+        assert!(parse("kubectl-vip node drain").is_err());
     }
 
     #[test]

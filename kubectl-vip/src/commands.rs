@@ -2,8 +2,10 @@
 
 mod expose;
 mod install;
+mod r#move;
 mod node;
 mod pool;
+mod rebalance;
 mod status;
 mod unexpose;
 mod uninstall;
@@ -41,7 +43,11 @@ async fn on(cluster: &Cluster, command: &Command) -> Result<()> {
         Command::Pool(PoolCommand::Create(args)) => pool::create(cluster, args).await,
         Command::Pool(PoolCommand::Set(args)) => pool::set(cluster, args).await,
         Command::Pool(PoolCommand::Delete(args)) => pool::delete(cluster, args).await,
+        Command::Move(args) => r#move::run(cluster, args).await,
+        Command::Rebalance(args) => rebalance::run(cluster, args).await,
         Command::Node(NodeCommand::List(args)) => node::list(cluster, args).await,
+        Command::Node(NodeCommand::Drain(args)) => node::drain::run(cluster, args).await,
+        Command::Node(NodeCommand::Undrain(args)) => node::drain::undo(cluster, args).await,
         // Done before connecting.
         Command::Version(_) => Ok(()),
     }

@@ -4,6 +4,7 @@ mod cli;
 mod cluster;
 mod commands;
 mod exit;
+mod fitness;
 mod manifests;
 mod output;
 mod prompt;

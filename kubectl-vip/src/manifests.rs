@@ -10,7 +10,7 @@ use vip_core::api::{DAEMONSET, DEFAULT_NAMESPACE, VIPPool, VirtualRouterRange};
 use crate::exit::{Failure, Result};
 
 /// The files in the order in which they are applied.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 11] = [
     ("crd/virtualips.yaml", include_str!("../../manifests/crd/virtualips.yaml")),
     ("crd/vippools.yaml", include_str!("../../manifests/crd/vippools.yaml")),
     ("crd/vipnodes.yaml", include_str!("../../manifests/crd/vipnodes.yaml")),
@@ -18,6 +18,7 @@ const FILES: [(&str, &str); 10] = [
     ("admission/vipnodes.yaml", include_str!("../../manifests/admission/vipnodes.yaml")),
     ("daemonset/namespace.yaml", include_str!("../../manifests/daemonset/namespace.yaml")),
     ("rbac/agent.yaml", include_str!("../../manifests/rbac/agent.yaml")),
+    ("rbac/operator.yaml", include_str!("../../manifests/rbac/operator.yaml")),
     ("rbac/user.yaml", include_str!("../../manifests/rbac/user.yaml")),
     ("rbac/view.yaml", include_str!("../../manifests/rbac/view.yaml")),
     ("daemonset/daemonset.yaml", include_str!("../../manifests/daemonset/daemonset.yaml")),
@@ -39,6 +40,8 @@ pub struct Settings {
     pub node_selector: BTreeMap<String, String>,
     /// Advertisement interval, as the agents read it.
     pub advert_interval: Option<String>,
+    /// Whether the agents send to each other's addresses instead of the multicast group.
+    pub unicast: bool,
 }
 
 /// The objects, in the order in which they are applied.
@@ -87,11 +90,14 @@ fn change_pods(pods: &mut Value, settings: &Settings) {
         if container["name"] != "agent" {
             continue;
         }
-        let variables = container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten();
-        for variable in variables.filter(|variable| variable["name"] == "VIP_ADVERT_INTERVAL") {
+        let Some(variables) = container.get_mut("env").and_then(Value::as_array_mut) else { continue };
+        for variable in variables.iter_mut().filter(|variable| variable["name"] == "VIP_ADVERT_INTERVAL") {
             if let Some(interval) = &settings.advert_interval {
                 variable["value"] = json!(interval);
             }
+        }
+        if settings.unicast {
+            variables.push(json!({"name": "VIP_UNICAST", "value": "true"}));
         }
     }
 }
@@ -189,6 +195,7 @@ mod tests {
             image: Some("registry.example/vip:1".into()),
             node_selector: labels("role=edge,zone=").unwrap(),
             advert_interval: Some("1000ms".into()),
+            unicast: true,
         };
         let objects = render(&settings).unwrap();
         let text = serde_json::to_string(&objects).unwrap();
@@ -203,6 +210,7 @@ mod tests {
         assert_eq!(containers.len(), 2);
         assert!(containers.iter().all(|container| container["image"] == "registry.example/vip:1"));
         assert!(text.contains(r#"{"name":"VIP_ADVERT_INTERVAL","value":"1000ms"}"#));
+        assert_eq!(text.matches(r#"{"name":"VIP_UNICAST","value":"true"}"#).count(), 1, "the agent alone");
     }
 
     #[test]

@@ -92,6 +92,13 @@ pub fn say(text: impl AsRef<str>) {
     eprintln!("{}", text.as_ref());
 }
 
+/// An object without what only the API server reads.
+pub fn bare<K: kube::Resource + Clone>(object: &K) -> K {
+    let mut object = object.clone();
+    object.meta_mut().managed_fields = None;
+    object
+}
+
 /// Prints a document.
 pub fn document(value: &impl Serialize, format: Document) -> Result<()> {
     print(&render_document(value, format)?);

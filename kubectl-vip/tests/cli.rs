@@ -32,7 +32,18 @@ fn refused(line: &str) -> String {
 fn help_speaks_of_kubectl_vip_and_names_every_command() {
     let help = stdout("--help");
     assert!(help.contains("Usage: kubectl vip [OPTIONS] <COMMAND>"), "{help}");
-    for command in ["install", "uninstall", "expose", "unexpose", "status", "pool", "node", "version"] {
+    for command in [
+        "install",
+        "uninstall",
+        "expose",
+        "unexpose",
+        "status",
+        "move",
+        "rebalance",
+        "pool",
+        "node",
+        "version",
+    ] {
         assert!(help.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command}: {help}");
     }
     for flag in [

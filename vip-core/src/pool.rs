@@ -278,40 +278,36 @@ pub fn used(pool: &AddressSet, taken: &BTreeSet<IpAddr>) -> u64 {
 }
 
 /// The virtual router for a new virtual IP: the one that carries the fewest, so each has its own while there are enough.
+/// `None` when all of the range are to be avoided.
 ///
-/// `in_use` has the virtual router of every virtual IP of the same family. Among equals the one at the place of the
-/// address in its pool (`position`) comes first, and the ones above it next, around the end: addresses given out at
-/// the same moment by people who do not see each other get virtual routers of their own, too.
+/// `in_use` has the virtual router of every virtual IP of the same family, `avoid` those that are spoken for by others
+/// of the LAN. Among equals the one at the place of the address in its pool (`position`) comes first, and the ones above
+/// it next, around the end: addresses given out at the same moment by people who do not see each other get virtual
+/// routers of their own, too.
 pub fn choose_virtual_router(
     range: VirtualRouterRange,
     in_use: impl IntoIterator<Item = u8>,
+    avoid: &BTreeSet<u8>,
     position: u128,
-) -> u8 {
+) -> Option<u8> {
     let mut carried = [0u32; 256];
     for id in in_use {
         carried[usize::from(id)] += 1;
     }
     let ids: Vec<u8> = range.iter().collect();
-    if ids.is_empty() {
-        return range.first;
-    }
-    // The remainder is below 255.
-    let start = (position % ids.len() as u128) as usize;
+    // The remainder is at most 255.
+    let start = (position % ids.len().max(1) as u128) as usize;
     let (before, from) = ids.split_at(start);
-    from.iter().chain(before).copied().min_by_key(|id| carried[usize::from(*id)]).unwrap_or(range.first)
+    let candidates = from.iter().chain(before).copied().filter(|id| !avoid.contains(id));
+    candidates.min_by_key(|id| carried[usize::from(*id)])
 }
 
 /// A range of virtual routers for a new pool that touches none of those taken: 64 of them from 100 upwards, else
 /// below 100 (where other people's routers often are), else half as many. `None` when all 255 are taken.
-pub fn free_virtual_routers(taken: &[VirtualRouterRange]) -> Option<VirtualRouterRange> {
+pub fn free_virtual_routers(taken: &BTreeSet<u8>) -> Option<VirtualRouterRange> {
     const LOWEST_OF_OURS: u8 = 100;
-    let mut free = [true; 256];
-    for id in taken.iter().flat_map(|range| range.iter()) {
-        free[usize::from(id)] = false;
-    }
     let fits = |first: u8, count: u8| {
-        let end = usize::from(first) + usize::from(count);
-        end <= 256 && free[usize::from(first)..end].iter().all(|free| *free)
+        first.checked_add(count - 1).is_some_and(|last| taken.range(first..=last).next().is_none())
     };
     [64, 32, 16, 8, 4, 2, 1].into_iter().find_map(|count| {
         (LOWEST_OF_OURS..=255)
@@ -439,28 +435,51 @@ mod tests {
 
     #[test]
     fn a_virtual_router_of_its_own_while_there_are_enough() {
-        let range = VirtualRouterRange { first: 100, count: 3 };
-        assert_eq!(choose_virtual_router(range, [], 0), 100);
-        assert_eq!(choose_virtual_router(range, [100], 0), 101);
-        assert_eq!(choose_virtual_router(range, [100, 101, 7], 0), 102);
-        assert_eq!(choose_virtual_router(range, [100, 101, 102], 0), 100, "then they are shared");
-        assert_eq!(choose_virtual_router(range, [100, 101, 102, 100], 0), 101, "evenly");
-        assert_eq!(choose_virtual_router(range, [], 4), 101, "by place in the pool");
-        assert_eq!(choose_virtual_router(range, [102], 2), 100, "around the end");
-        assert_eq!(choose_virtual_router(VirtualRouterRange { first: 255, count: 9 }, [255], 8), 255);
+        let choose = |first, count, in_use: &[u8], position| {
+            let range = VirtualRouterRange { first, count };
+            choose_virtual_router(range, in_use.iter().copied(), &BTreeSet::new(), position)
+        };
+        assert_eq!(choose(100, 3, &[], 0), Some(100));
+        assert_eq!(choose(100, 3, &[100], 0), Some(101));
+        assert_eq!(choose(100, 3, &[100, 101, 7], 0), Some(102));
+        assert_eq!(choose(100, 3, &[100, 101, 102], 0), Some(100), "then they are shared");
+        assert_eq!(choose(100, 3, &[100, 101, 102, 100], 0), Some(101), "evenly");
+        assert_eq!(choose(100, 3, &[], 4), Some(101), "by place in the pool");
+        assert_eq!(choose(100, 3, &[102], 2), Some(100), "around the end");
+        assert_eq!(choose(255, 9, &[255], 8), Some(255));
+        assert_eq!(choose(255, 0, &[], 8), None);
+    }
+
+    #[test]
+    fn a_virtual_router_of_others_is_never_chosen() {
+        let choose = |in_use: &[u8], avoid: &[u8]| {
+            let range = VirtualRouterRange { first: 100, count: 3 };
+            choose_virtual_router(range, in_use.iter().copied(), &avoid.iter().copied().collect(), 0)
+        };
+        assert_eq!(choose(&[], &[100]), Some(101));
+        assert_eq!(
+            choose(&[102, 102], &[100, 101, 7]),
+            Some(102),
+            "sharing ours is better than taking theirs"
+        );
+        assert_eq!(choose(&[], &[100, 101, 102]), None);
     }
 
     #[test]
     fn new_pools_get_virtual_routers_of_their_own() {
-        let mut taken = Vec::new();
-        let mut said = Vec::new();
+        let (mut taken, mut ids, mut said) = (BTreeSet::new(), 0, Vec::new());
         while let Some(range) = free_virtual_routers(&taken) {
-            taken.push(range);
+            taken.extend(range.iter());
+            ids += usize::from(range.count);
             said.push((range.first, range.count));
         }
         assert_eq!(said[..4], [(100, 64), (164, 64), (36, 64), (4, 32)]);
-        assert_eq!(taken.iter().flat_map(|r| r.iter()).collect::<BTreeSet<_>>().len(), 255);
-        assert_eq!(taken.iter().map(|r| usize::from(r.count)).sum::<usize>(), 255, "none twice");
+        assert_eq!((taken.len(), ids), (255, 255), "all, and none twice");
+        assert_eq!(
+            free_virtual_routers(&BTreeSet::from([112])),
+            Some(VirtualRouterRange { first: 113, count: 64 }),
+            "past one that somebody else has"
+        );
     }
 
     proptest! {

@@ -50,7 +50,8 @@ pub async fn run(cluster: &Cluster, args: &ExposeArgs) -> Result<()> {
         cluster.list_nodes()
     );
     let service = service?;
-    let (world, nodes) = (World::new(pools?, vips?), nodes?);
+    let nodes = nodes?;
+    let world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
     version::refuse_skew(nodes.as_deref().unwrap_or_default())?;
     let expose = Expose { cluster, args, at: service::reference(&service), persistence, nodes };
 
@@ -102,7 +103,7 @@ impl Expose<'_> {
             .hint(format!("kubectl vip unexpose svc/{} -n {}", self.at.name, self.at.namespace)));
         }
         if let Some(format) = self.args.change.output {
-            return output::document(&bare_object(vip), format);
+            return output::document(&output::bare(vip), format);
         }
         // What an owner wrote that has fallen silent since is no news.
         let mut vip = vip.clone();
@@ -126,7 +127,7 @@ impl Expose<'_> {
             let vip = self.join(vip, service).await?;
             return Ok((vip, pool.name.clone()));
         }
-        match self.create(world, pool, address).await {
+        match self.create(world, pool, address).await? {
             Ok(vip) => Ok((vip, pool.name.clone())),
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 // Somebody was faster: it is theirs, or shared with them.
@@ -153,7 +154,7 @@ impl Expose<'_> {
             let Some((pool, address)) = world.free(&pools, &taken) else {
                 return Err(world.exhausted(&pools, &self.at.namespace, &taken));
             };
-            match self.create(&world, pool, address).await {
+            match self.create(&world, pool, address).await? {
                 Ok(vip) => return Ok((vip, pool.name.clone())),
                 Err(kube::Error::Api(status)) if status.is_already_exists() => {
                     taken.insert(address);
@@ -164,7 +165,8 @@ impl Expose<'_> {
             if lost >= STALE_AFTER {
                 lost = 0;
                 let (pools, vips) = futures::join!(self.cluster.list_pools(), self.cluster.list_vips());
-                world = World::new(pools?, vips?);
+                let nodes = self.nodes.as_deref().unwrap_or_default();
+                world = World::new(pools?, vips?, nodes, Timestamp::now());
                 taken = world.taken();
             }
         }
@@ -187,13 +189,19 @@ impl Expose<'_> {
         Ok(None)
     }
 
-    async fn create(&self, world: &World, pool: &CheckedPool, address: IpAddr) -> kube::Result<VirtualIP> {
+    /// Creates the virtual IP; the inner error is the API server's.
+    async fn create(
+        &self,
+        world: &World,
+        pool: &CheckedPool,
+        address: IpAddr,
+    ) -> Result<kube::Result<VirtualIP>> {
         let vip = VirtualIP::new(
             &name_of(address),
             VirtualIPSpec {
                 address: address.to_string(),
                 services: vec![self.at.clone()],
-                virtual_router: world.virtual_router(pool, address),
+                virtual_router: world.virtual_router(pool, address)?,
                 scheduler: self.args.scheduler.unwrap_or_default(),
                 persistence_seconds: self.persistence,
                 preferred_node: None,
@@ -204,8 +212,8 @@ impl Expose<'_> {
             field_manager: Some(PLUGIN_MANAGER.to_owned()),
         };
         match self.dry_run() {
-            DryRun::Client => Ok(vip),
-            DryRun::None | DryRun::Server => self.cluster.vips().create(&params, &vip).await,
+            DryRun::Client => Ok(Ok(vip)),
+            DryRun::None | DryRun::Server => Ok(self.cluster.vips().create(&params, &vip).await),
         }
     }
 
@@ -281,7 +289,7 @@ impl Expose<'_> {
         let change = &self.args.change;
         if change.dry_run != DryRun::None {
             match change.output {
-                Some(format) => output::document(&bare_object(&vip), format)?,
+                Some(format) => output::document(&output::bare(&vip), format)?,
                 None => output::line(format!(
                     "service/{} exposed: {} (pool {pool}){}",
                     self.at.name,
@@ -293,7 +301,7 @@ impl Expose<'_> {
         }
         let (vip, missing) = self.settled(vip).await?;
         match change.output {
-            Some(format) => output::document(&bare_object(&vip), format)?,
+            Some(format) => output::document(&output::bare(&vip), format)?,
             None => output::line(sentence(&self.at, &vip, pool)),
         }
         match missing {
@@ -353,13 +361,6 @@ fn sentence(at: &ServiceRef, vip: &VirtualIP, pool: &str) -> String {
         (true, ready, total) => format!("{ready}/{total} backends"),
     };
     format!("service/{} exposed: {} (pool {pool}, owner {owner}, {backends})", at.name, vip.spec.address)
-}
-
-/// An object without what only the API server reads.
-fn bare_object(vip: &VirtualIP) -> VirtualIP {
-    let mut vip = vip.clone();
-    vip.metadata.managed_fields = None;
-    vip
 }
 
 #[cfg(test)]

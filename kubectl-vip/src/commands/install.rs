@@ -76,6 +76,7 @@ impl Plan {
                 .transpose()?
                 .unwrap_or_default(),
             advert_interval: args.advert_interval.clone(),
+            unicast: args.unicast,
         };
         Ok(Self { settings, pools })
     }

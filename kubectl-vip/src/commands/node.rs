@@ -1,5 +1,7 @@
 //! `node list`: the nodes with an agent, and the addresses that each owns.
 
+pub mod drain;
+
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;

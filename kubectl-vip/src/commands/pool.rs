@@ -174,19 +174,25 @@ pub async fn set(cluster: &Cluster, args: &PoolSetArgs) -> Result<()> {
     // Another change between reading and writing: read again. People do not collide here twice.
     const TRIES: usize = 3;
     let mut tries = 0;
+    let wanted = args.virtual_routers.as_deref().map(parse_range).transpose()?;
     loop {
         tries += 1;
         let lan = Lan::read(cluster).await?;
         let mut pool = named(&lan.pools, &args.name)?.clone();
         add_missing(&mut pool.spec.addresses, &args.add);
         add_missing(&mut pool.spec.exclude, &args.exclude);
+        pool.spec.virtual_routers = wanted.unwrap_or(pool.spec.virtual_routers);
         lan.admit(&checked(&pool)?)?;
         if args.change.dry_run == DryRun::Client {
             return report(&pool, "configured", &args.change);
         }
         let patch = json!({
             "metadata": {"resourceVersion": pool.metadata.resource_version},
-            "spec": {"addresses": pool.spec.addresses, "exclude": pool.spec.exclude},
+            "spec": {
+                "addresses": pool.spec.addresses,
+                "exclude": pool.spec.exclude,
+                "virtualRouters": pool.spec.virtual_routers,
+            },
         });
         let params = PatchParams {
             dry_run: args.change.dry_run == DryRun::Server,

@@ -1,13 +1,17 @@
 //! Which pools and addresses are in question, decided on what was read; writing is up to `expose`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use vip_core::api::{ServiceRef, VIPPool, VirtualIP};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use vip_core::api::{ForeignRouterStatus, ServiceRef, VIPNode, VIPPool, VirtualIP};
 use vip_core::pool::{choose_virtual_router, next_free, parse_address, used};
 use vip_core::validate::{CheckedPool, check_pools, in_no_pool, pool_of};
 use vip_core::vrrp::Family;
 
+use crate::cluster::silence;
+use crate::commands::pool::lan::range_text;
 use crate::commands::pool::{self, taken};
 use crate::exit::{Failure, Result};
 
@@ -19,12 +23,23 @@ pub struct World {
     raw_pools: Vec<VIPPool>,
     /// All virtual IPs.
     pub vips: Vec<VirtualIP>,
+    /// Routers of others that agents hear, each with the networks of the interface.
+    foreign: Vec<(ForeignRouterStatus, Vec<IpNet>)>,
 }
 
 impl World {
-    /// Checks the pools.
-    pub fn new(raw_pools: Vec<VIPPool>, vips: Vec<VirtualIP>) -> Self {
-        Self { pools: check_pools(&raw_pools).0, raw_pools, vips }
+    /// Checks the pools, and takes from the nodes what they hear of others.
+    pub fn new(raw_pools: Vec<VIPPool>, vips: Vec<VirtualIP>, nodes: &[VIPNode], now: Timestamp) -> Self {
+        let live = nodes.iter().filter(|node| silence(node, now).is_none());
+        let mut foreign = Vec::new();
+        for status in live.filter_map(|node| node.status.as_ref()) {
+            for router in &status.foreign_routers {
+                let interface = status.interfaces.iter().find(|i| i.name == router.interface);
+                let networks = interface.iter().flat_map(|i| &i.addresses).filter_map(|a| a.parse().ok());
+                foreign.push((router.clone(), networks.collect()));
+            }
+        }
+        Self { pools: check_pools(&raw_pools).0, raw_pools, vips, foreign }
     }
 
     /// The virtual IP with this address.
@@ -47,18 +62,54 @@ impl World {
         taken(&self.vips)
     }
 
-    /// The virtual router for a new virtual IP.
-    pub fn virtual_router(&self, pool: &CheckedPool, address: IpAddr) -> u8 {
-        let same_family = self
+    /// The virtual router for a new virtual IP: none that others of the LAN have, and none of another pool while there
+    /// is a choice.
+    pub fn virtual_router(&self, pool: &CheckedPool, address: IpAddr) -> Result<u8> {
+        let in_use: Vec<u8> = self
             .vips
             .iter()
             .filter(|vip| vip.spec.address.parse().is_ok_and(|a: IpAddr| a.is_ipv4() == address.is_ipv4()))
-            .map(|vip| vip.spec.virtual_router);
-        choose_virtual_router(
-            pool.virtual_routers,
-            same_family,
-            pool.addresses.position(address).unwrap_or(0),
-        )
+            .map(|vip| vip.spec.virtual_router)
+            .collect();
+        let position = pool.addresses.position(address).unwrap_or(0);
+        let choose = |avoid: &BTreeSet<u8>| {
+            choose_virtual_router(pool.virtual_routers, in_use.iter().copied(), avoid, position)
+        };
+        let foreign = self.foreign_near(address);
+        let theirs: BTreeSet<u8> = foreign.keys().copied().collect();
+        let others = self.pools.iter().filter(|other| other.name != pool.name);
+        let both =
+            others.flat_map(|other| other.virtual_routers.iter()).chain(theirs.iter().copied()).collect();
+        choose(&both).or_else(|| choose(&theirs)).ok_or_else(|| {
+            let heard: Vec<String> = pool
+                .virtual_routers
+                .iter()
+                .filter_map(|id| foreign.get(&id).map(|address| format!("{id} of {address}")))
+                .take(3)
+                .collect();
+            Failure::new(format!(
+                "all virtual routers of pool {:?} ({}) belong to other routers of the LAN: {}{}",
+                pool.name,
+                range_text(pool.virtual_routers),
+                heard.join(", "),
+                if usize::from(pool.virtual_routers.count) > heard.len() { ", ..." } else { "" }
+            ))
+            .hint(format!("give it others: kubectl vip pool set {} --virtual-routers FIRST-LAST", pool.name))
+        })
+    }
+
+    /// Virtual routers that others have on the LAN of an address, and who.
+    fn foreign_near(&self, address: IpAddr) -> BTreeMap<u8, &str> {
+        let family = if address.is_ipv4() { 4 } else { 6 };
+        self.foreign
+            .iter()
+            .filter(|(router, networks)| {
+                // An interface that nobody describes may be on any LAN.
+                let near = networks.is_empty() || networks.iter().any(|network| network.contains(&address));
+                router.family == family && near
+            })
+            .map(|(router, _)| (router.virtual_router, router.address.as_str()))
+            .collect()
     }
 
     /// The pools from which a Service of this namespace may draw, in the order in which they are tried.
@@ -199,7 +250,12 @@ mod tests {
         edge.spec.namespaces = vec!["bank".to_owned()];
         let lab = pool("lab", "192.168.10.240/30", 108);
         let old = pool("old", "10.9.0.9-10.9.0.1", 116);
-        World::new(vec![lab, edge, old], vips.iter().map(|address| vip(address, &["web"])).collect())
+        let vips = vips.iter().map(|address| vip(address, &["web"])).collect();
+        World::new(vec![lab, edge, old], vips, &[], now())
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:10Z".parse().unwrap()
     }
 
     fn sentence<T>(result: Result<T>) -> String {
@@ -213,7 +269,52 @@ mod tests {
         let taken = world.taken();
         let (pool, address) = world.free(&pools, &taken).unwrap();
         assert_eq!((pool.name.as_str(), address.to_string()), ("lab", "192.168.10.242".to_owned()));
-        assert_eq!(world.virtual_router(pool, address), 109, "at its place in the pool");
+        assert_eq!(world.virtual_router(pool, address), Ok(109), "at its place in the pool");
+    }
+
+    #[test]
+    fn virtual_routers_of_others_are_avoided() {
+        let range = |first| VirtualRouterRange { first, count: 2 };
+        let node = |heard: &[(u8, u8, &str)], renewed: &str| -> VIPNode {
+            let foreign: Vec<_> = heard
+                .iter()
+                .map(|(id, family, interface)| {
+                    json!({"address": "192.168.10.7", "interface": interface, "family": family,
+                           "virtualRouter": id, "priority": 100})
+                })
+                .collect();
+            serde_json::from_value(json!({
+                "metadata": {"name": "node-1"},
+                "status": {
+                    "renewTime": renewed, "foreignRouters": foreign,
+                    "interfaces": [
+                        {"name": "eth0", "mac": "m", "addresses": ["192.168.10.11/24"], "carrier": true},
+                        {"name": "eth1", "mac": "m", "addresses": ["10.0.0.11/24"], "carrier": true},
+                    ],
+                },
+            }))
+            .unwrap()
+        };
+        let choose = |other, nodes: &[VIPNode]| {
+            let pools = [("lab", "192.168.10.240/30", 50), ("edge", "10.9.0.0/30", other)]
+                .map(|(name, addresses, first)| draft(name, &[addresses.to_owned()], range(first)));
+            let world = World::new(pools.into(), Vec::new(), nodes, now());
+            world.virtual_router(&world.pools[1], "192.168.10.241".parse().unwrap())
+        };
+        let lately = "2026-01-01T00:00:05Z";
+        assert_eq!(choose(60, &[]), Ok(50));
+        assert_eq!(choose(60, &[node(&[(50, 4, "eth0")], lately)]), Ok(51));
+        assert_eq!(choose(60, &[node(&[(50, 6, "eth0")], lately)]), Ok(50), "of the other family");
+        assert_eq!(choose(60, &[node(&[(50, 4, "eth1")], lately)]), Ok(50), "on another LAN");
+        assert_eq!(choose(60, &[node(&[(50, 4, "eth0")], "2025-12-31T00:00:00Z")]), Ok(50), "long ago");
+        assert_eq!(choose(49, &[]), Ok(51), "one that another pool has, too");
+        assert_eq!(choose(49, &[node(&[(51, 4, "eth0")], lately)]), Ok(50), "rather than a foreign one");
+        assert_eq!(
+            sentence(choose(60, &[node(&[(50, 4, "eth0"), (51, 4, "eth0")], lately)])),
+            "Error: all virtual routers of pool \"lab\" (50-51) belong to other routers of the LAN: \
+             50 of 192.168.10.7, 51 of 192.168.10.7\n\
+             hint: give it others: kubectl vip pool set lab --virtual-routers FIRST-LAST"
+        );
     }
 
     #[test]
@@ -226,11 +327,11 @@ mod tests {
         assert!(sentence(world.pools_for("shop", Some("lba"))).contains(r#"did you mean "lab"?"#));
         assert!(sentence(world.pools_for("shop", Some("old"))).contains("a range goes upwards"));
         assert_eq!(world.pools_for("bank", Some("edge")).unwrap().len(), 1);
-        let none = World::new(Vec::new(), Vec::new());
+        let none = World::new(Vec::new(), Vec::new(), &[], now());
         assert!(sentence(none.pools_for("shop", None)).contains("there is no pool"));
         let mut only = draft("edge", &["10.0.0.1".to_owned()], VirtualRouterRange { first: 1, count: 1 });
         only.spec.auto_assign = false;
-        let only = World::new(vec![only], Vec::new());
+        let only = World::new(vec![only], Vec::new(), &[], now());
         assert!(sentence(only.pools_for("shop", None)).ends_with("hint: name it: --pool edge"));
     }
 

@@ -1,18 +1,20 @@
 //! What a pool must not touch: other pools, the addresses of nodes, the networks of pods and Services.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use vip_core::api::{VIPNode, VIPPool, VirtualRouterRange};
-use vip_core::pool::{AddressSet, free_virtual_routers};
+use vip_core::pool::{AddressSet, Span, free_virtual_routers};
 use vip_core::validate::{CheckedPool, check_pools};
 use vip_core::vrrp::Family;
 
-use crate::cluster::{Cluster, permitted, present};
+use crate::cluster::{Cluster, permitted, present, silence};
 use crate::exit::{Failure, Result};
 use crate::output::say;
 
@@ -25,6 +27,40 @@ pub struct Lan {
     hosts: Vec<(IpAddr, String)>,
     /// Networks and what they are for.
     networks: Vec<(AddressSet, String)>,
+    /// Virtual routers of others that agents hear on the LAN.
+    heard: BTreeSet<u8>,
+}
+
+/// What two pools cannot both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clash {
+    /// These addresses.
+    Addresses(Span),
+    /// This virtual router.
+    VirtualRouter(u8),
+}
+
+impl Clash {
+    /// The first thing that both pools want, if any.
+    pub fn between(pool: &CheckedPool, other: &CheckedPool) -> Option<Self> {
+        let theirs: BTreeSet<u8> = other.virtual_routers.iter().collect();
+        let router = || pool.virtual_routers.iter().find(|id| theirs.contains(id)).map(Self::VirtualRouter);
+        pool.addresses.overlap(&other.addresses).map(Self::Addresses).or_else(router)
+    }
+
+    /// The sentence about it.
+    pub fn sentence(self, pool: &CheckedPool, other: &CheckedPool) -> String {
+        let (name, theirs) = (&pool.name, &other.name);
+        match self {
+            Self::Addresses(span) => {
+                format!("pool {name:?} overlaps pool {theirs:?} ({}) at {span}", other.text)
+            }
+            Self::VirtualRouter(id) => format!(
+                "virtual router {id} of pool {name:?} belongs to pool {theirs:?} ({})",
+                range_text(other.virtual_routers)
+            ),
+        }
+    }
 }
 
 impl Lan {
@@ -67,6 +103,9 @@ impl Lan {
 
     fn add_agent(&mut self, node: &VIPNode) {
         let name = node.name_any();
+        if silence(node, Timestamp::now()).is_none() {
+            self.heard.extend(node.status.iter().flat_map(|s| &s.foreign_routers).map(|r| r.virtual_router));
+        }
         for interface in node.status.iter().flat_map(|status| &status.interfaces) {
             for address in &interface.addresses {
                 let ip = address.parse::<IpNet>().map(|net| net.addr()).ok();
@@ -87,22 +126,15 @@ impl Lan {
         ipv4_only(pool)?;
         let (others, _) = check_pools(self.pools.iter().filter(|other| other.name_any() != *name));
         for other in &others {
-            if let Some(span) = pool.addresses.overlap(&other.addresses) {
-                return Err(Failure::new(format!(
-                    "pool {name:?} overlaps pool {:?} ({}) at {span}",
-                    other.name, other.text
-                ))
-                .hint("each address belongs to one pool: kubectl vip pool list"));
-            }
-            let theirs: Vec<u8> = other.virtual_routers.iter().collect();
-            if let Some(id) = pool.virtual_routers.iter().find(|id| theirs.contains(id)) {
-                return Err(Failure::new(format!(
-                    "virtual router {id} of pool {name:?} belongs to pool {:?} ({})",
-                    other.name,
-                    range_text(other.virtual_routers)
-                ))
-                .hint("leave --virtual-routers out, and free ones are chosen"));
-            }
+            let Some(clash) = Clash::between(pool, other) else { continue };
+            let hint = match clash {
+                Clash::Addresses(_) => "each address belongs to one pool: kubectl vip pool list".to_owned(),
+                Clash::VirtualRouter(_) => match self.unused(Some(name)) {
+                    Some(range) => format!("free ones: --virtual-routers {}", range_text(range)),
+                    None => "kubectl vip pool list -o wide".to_owned(),
+                },
+            };
+            return Err(Failure::new(clash.sentence(pool, other)).hint(hint));
         }
         if let Some((address, owner)) =
             self.hosts.iter().find(|(address, _)| pool.addresses.contains(*address))
@@ -121,12 +153,17 @@ impl Lan {
 
     /// Virtual routers for a new pool.
     pub fn free_virtual_routers(&self) -> Result<VirtualRouterRange> {
-        let taken: Vec<VirtualRouterRange> =
-            self.pools.iter().map(|pool| pool.spec.virtual_routers).collect();
-        free_virtual_routers(&taken).ok_or_else(|| {
-            Failure::new("all 255 virtual router identifiers belong to pools already")
+        self.unused(None).ok_or_else(|| {
+            Failure::new("all 255 virtual router identifiers belong to pools, or to other routers of the LAN")
                 .hint("kubectl vip pool list -o wide")
         })
+    }
+
+    /// Virtual routers that belong neither to a pool, except this one, nor to others on the LAN.
+    fn unused(&self, except: Option<&str>) -> Option<VirtualRouterRange> {
+        let pools = self.pools.iter().filter(|pool| pool.metadata.name.as_deref() != except);
+        let ours = pools.flat_map(|pool| pool.spec.virtual_routers.iter());
+        free_virtual_routers(&ours.chain(self.heard.iter().copied()).collect())
     }
 }
 
@@ -208,9 +245,10 @@ mod tests {
             refusal("b", "10.244.1.9", 1).contains("the network of the pods on node node-1 (10.244.1.0/24)")
         );
         assert!(refusal("b", "10.96.0.9", 1).contains("network of Services"));
-        assert!(
-            refusal("b", "192.168.10.1", 160)
-                .contains("virtual router 160 of pool \"b\" belongs to pool \"lab\" (100-163)")
+        assert_eq!(
+            refusal("b", "192.168.10.1", 160),
+            "Error: virtual router 160 of pool \"b\" belongs to pool \"lab\" (100-163)\n\
+             hint: free ones: --virtual-routers 164-227"
         );
         assert!(refusal("b", "fd00::1", 1).contains("which this version cannot announce"));
     }
@@ -223,6 +261,13 @@ mod tests {
         for bad in ["", "0-9", "9-1", "1-256", "a", "1-2-3"] {
             assert!(parse_range(bad).is_err(), "{bad}");
         }
-        assert_eq!(lan().free_virtual_routers().unwrap(), VirtualRouterRange { first: 164, count: 64 });
+        let mut lan = lan();
+        assert_eq!(lan.free_virtual_routers().unwrap(), VirtualRouterRange { first: 164, count: 64 });
+        lan.heard.insert(170);
+        assert_eq!(
+            lan.free_virtual_routers().unwrap(),
+            VirtualRouterRange { first: 171, count: 64 },
+            "past a foreign router"
+        );
     }
 }
