@@ -105,7 +105,9 @@ fn traffic(version: &Version) {
     let at = |port: u16| SocketAddr::new(version.vip, port);
     let backends = [3, 4].map(|number| SocketAddr::new((version.host)(number), 8080));
     node.netns().ip(version.bound).unwrap();
-    node.exec("sysctl -w net.ipv6.conf.all.forwarding=1").unwrap().ok().unwrap();
+    if version.vip.is_ipv6() {
+        node.exec("sysctl -w net.ipv6.conf.all.forwarding=1").unwrap().ok().unwrap();
+    }
     serve(one, backends[0], "one");
     serve(two, backends[1], "two");
     let balanced = VirtualService {

@@ -275,7 +275,8 @@ fn meaning(change: &Change, errno: Errno) -> String {
             "the virtual service is gone".to_owned()
         }
         (Change::SetDestination(..), Errno::ENOENT) => "the destination is gone".to_owned(),
-        (_, Errno::EAFNOSUPPORT) => "its IPVS was built without IPv6".to_owned(),
+        // With `ipv6.disable=1` (seen on 6.1), or without CONFIG_IP_VS_IPV6.
+        (_, Errno::EAFNOSUPPORT) => "the node has no IPv6, or its IPVS was built without it".to_owned(),
         (_, errno) => format!("{} ({errno:?})", errno.desc()),
     }
 }
@@ -315,6 +316,7 @@ mod tests {
         let add = Change::AddService(key, Settings { scheduler: "magic".to_owned(), persistence: None });
         assert!(meaning(&add, Errno::ENOENT).contains("no scheduler `magic`"));
         assert!(meaning(&add, Errno::EEXIST).contains("another program"));
+        assert!(meaning(&add, Errno::EAFNOSUPPORT).contains("the node has no IPv6"));
         assert_eq!(meaning(&Change::DeleteService(key), Errno::EINVAL), "Invalid argument (EINVAL)");
     }
 }
