@@ -131,7 +131,8 @@ impl Tier {
             }
             Self::Netns => {
                 product::build_programs()?;
-                cargo(&["--package", "lab", "--test", "netns", "--test", "netns_nat"], &[], None)
+                let tests = ["netns", "netns_nat", "netns_neighbours"].map(|name| ["--test", name]);
+                cargo(&[&["--package", "lab"], tests.as_flattened()].concat(), &[], None)
             }
             Self::Api => {
                 product::build_programs()?;

@@ -11,6 +11,7 @@ mod address;
 mod announce;
 mod elections;
 mod heard;
+pub mod neighbours;
 mod network;
 mod wire;
 

@@ -1,8 +1,11 @@
-//! When to announce which address, and the bytes of an announcement: a burst when it is bound, again some seconds later,
-//! then seldom. The first announcement of every address comes before the second of any, and hundreds are spaced.
+//! When to announce which address: a burst when it is bound, again some seconds later, then seldom. The first
+//! announcement of every address comes before the second of any, and hundreds are spaced: the first announcements of 250
+//! addresses leave within 3 ms, and of 1,000 within 15 ms, not counting how much later than asked a process wakes up.
+//!
+//! Bytes and sockets are `neighbours`' affair; both families are alike here.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use vip_core::vrrp::RouterId;
@@ -22,9 +25,11 @@ const BURST: [Duration; 9] = [
 ];
 /// The slow refresh, for switches that forget.
 const REFRESH: Duration = Duration::from_secs(60);
-/// At most so many announcements at once; the next after [`SPACING`].
-const AT_ONCE: usize = 32;
-const SPACING: Duration = Duration::from_millis(2);
+/// At most so many frames at once, announcements or probes; the next after [`SPACING`]. That is 56 Mbit/s of neighbour
+/// advertisements, half of what the slowest Ethernet that serves a cluster bears, and a quarter of a socket's send buffer.
+pub const AT_ONCE: usize = 64;
+/// See [`AT_ONCE`].
+pub const SPACING: Duration = Duration::from_millis(1);
 
 /// A burst is not begun anew before this time: a router that cannot hear us may claim our addresses many times a second.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -97,18 +102,6 @@ impl Announcer {
     }
 }
 
-/// The bytes of a gratuitous ARP request (RFC 5227 section 3, RFC 9568 section 6.4.2), without the Ethernet header.
-pub fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> [u8; 28] {
-    let mut bytes = [0; 28];
-    // Ethernet, IPv4, lengths 6 and 4, request.
-    bytes[..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
-    bytes[8..14].copy_from_slice(&mac);
-    bytes[14..18].copy_from_slice(&address.octets());
-    // Target hardware address: ignored, zero.
-    bytes[24..].copy_from_slice(&address.octets());
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,26 +150,30 @@ mod tests {
 
     #[test]
     fn the_first_of_each_comes_first_and_hundreds_are_spaced() {
-        let mut announcer = Announcer::default();
-        let all: Vec<IpAddr> = (0..250).map(ip).collect();
-        announcer.announce(Duration::ZERO, &router(), &all);
-        let mut heard = Vec::new();
-        while heard.len() < 250 {
-            let now = announcer.next_deadline().unwrap();
-            let due = announcer.due(now);
-            assert!(due.len() <= AT_ONCE);
-            heard.extend(due.into_iter().map(|(_, address)| address));
+        for (count, last) in [(64, 0), (250, 3), (1000, 15)] {
+            let mut announcer = Announcer::default();
+            let all: Vec<IpAddr> = (0..count).map(ip).collect();
+            announcer.announce(Duration::ZERO, &router(), &all);
+            let (mut heard, mut now) = (Vec::new(), Duration::ZERO);
+            while heard.len() < all.len() {
+                now = announcer.next_deadline().unwrap();
+                let due = announcer.due(now);
+                assert!(due.len() <= AT_ONCE);
+                heard.extend(due.into_iter().map(|(_, address)| address));
+            }
+            heard.sort_unstable();
+            assert_eq!(heard, all);
+            assert_eq!(now, Duration::from_millis(last), "{count} addresses");
         }
-        heard.sort_unstable();
-        assert_eq!(heard, all);
     }
 
     #[test]
-    fn the_bytes_of_a_gratuitous_arp() {
-        let bytes = gratuitous_arp([0x52, 0x54, 0, 0, 0, 1], Ipv4Addr::new(10, 87, 2, 50));
-        let expected = "0001080006040001525400000001\
-                        0a5702320000000000000a570232";
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, expected);
+    fn both_families_are_alike() {
+        let six = IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 2, 0x50]);
+        let id = RouterId { family: Family::V6, ..router() };
+        let mut announcer = Announcer::default();
+        announcer.announce(Duration::ZERO, &router(), &[ip(50)]);
+        announcer.announce(Duration::ZERO, &id, &[six]);
+        assert_eq!(announcer.due(Duration::ZERO), [(router(), ip(50)), (id, six)]);
     }
 }
