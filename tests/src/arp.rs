@@ -3,6 +3,12 @@
 use std::{
     net::Ipv4Addr,
     os::fd::AsRawFd,
+    panic,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -15,6 +21,8 @@ use nix::{
     },
     sys::time::TimeVal,
 };
+
+use crate::netns::Netns;
 
 const ETHERTYPE: [u8; 2] = [0x08, 0x06];
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -44,6 +52,75 @@ pub fn owners(interface: &str, sender: Ipv4Addr, address: Ipv4Addr, window: Dura
         let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) else { continue };
         if let Some(owner) = claim(&frame[..length], address).filter(|owner| !owners.contains(owner)) {
             owners.push(owner);
+        }
+    }
+}
+
+/// A host that goes on asking, as one that knows no answer yet would, and counts who answers.
+#[derive(Debug)]
+pub struct ArpWatch {
+    stop: Arc<AtomicBool>,
+    asking: JoinHandle<Result<Answers>>,
+}
+
+/// How long nobody and how long more than one answered, at the longest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Nobody.
+    pub none: Duration,
+    /// More than one.
+    pub several: Duration,
+}
+
+/// Between two questions.
+const PACE: Duration = Duration::from_millis(20);
+
+impl ArpWatch {
+    /// Asks from a namespace, at its interface `eth0`, until stopped.
+    pub fn start(netns: &Netns, sender: Ipv4Addr, address: Ipv4Addr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (netns, done) = (netns.clone(), Arc::clone(&stop));
+        let asking = thread::spawn(move || {
+            netns.enter()?;
+            let mut tally = Tally::default();
+            while !done.load(Ordering::Relaxed) {
+                let answers = owners("eth0", sender, address, PACE)?.len();
+                tally.add(Instant::now(), answers);
+            }
+            Ok(tally.longest)
+        });
+        Self { stop, asking }
+    }
+
+    /// Asks no more.
+    pub fn stop(self) -> Result<Answers> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.asking.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+}
+
+/// Adds up what each question gave.
+#[derive(Default)]
+struct Tally {
+    longest: Answers,
+    none_since: Option<Instant>,
+    several_since: Option<Instant>,
+}
+
+impl Tally {
+    fn add(&mut self, now: Instant, answers: usize) {
+        let Self { longest, none_since, several_since } = self;
+        for (holds, since, longest) in [
+            (answers == 0, none_since, &mut longest.none),
+            (answers > 1, several_since, &mut longest.several),
+        ] {
+            // A state lasts from the end of the question before it.
+            let start = since.get_or_insert(now);
+            if holds {
+                *longest = (*longest).max(now - *start);
+            } else {
+                *since = Some(now);
+            }
         }
     }
 }
@@ -81,6 +158,16 @@ mod tests {
     use super::*;
 
     const VIP: Ipv4Addr = Ipv4Addr::new(10, 87, 2, 50);
+
+    #[test]
+    fn the_longest_silence_and_the_longest_quarrel_are_kept() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let mut tally = Tally::default();
+        for (at, answers) in [(0, 1), (20, 0), (40, 0), (60, 1), (80, 2), (100, 1), (120, 0), (140, 1)] {
+            tally.add(start + ms(at), answers);
+        }
+        assert_eq!(tally.longest, Answers { none: ms(40), several: ms(20) });
+    }
 
     #[test]
     fn a_reply_is_a_claim_and_a_question_is_not() {

@@ -13,6 +13,8 @@ use crate::{
     arp,
     client::Client,
     command::{self, Output},
+    lab::Lab,
+    lan::GATEWAY,
     netns::Netns,
 };
 
@@ -78,6 +80,26 @@ impl Segment {
         self.bridge.ip(&format!("link set p{number} up")).map(drop)
     }
 
+    /// Gives every host a way to the API server of a lab that does not go over the segment's bridge: what is cut there says
+    /// nothing about the API server. They find it at its own address.
+    pub fn connect(&self, lab: &Lab) -> Result<()> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        for host in &self.hosts {
+            let net = NEXT.fetch_add(1, Ordering::Relaxed);
+            // Pairs of addresses that nothing else in the lab has.
+            let (third, fourth) = (net / 128 % 256, net % 128 * 2);
+            let far = format!("h{}x{net}", process::id() % 100_000);
+            host.netns
+                .ip(&format!("link add api0 type veth peer name {far} netns {}", lab.netns().name()))?;
+            lab.netns().ip(&format!("address add 172.31.{third}.{fourth}/31 dev {far}"))?;
+            lab.netns().ip(&format!("link set {far} up"))?;
+            host.netns.ip(&format!("address add 172.31.{third}.{}/31 dev api0", fourth + 1))?;
+            host.netns.ip("link set api0 up")?;
+            host.netns.ip(&format!("route add {GATEWAY}/32 via 172.31.{third}.{fourth}"))?;
+        }
+        Ok(())
+    }
+
     /// Drops everything a host sends and hears, while its card keeps the carrier: the port leaves the bridge.
     pub fn isolate(&self, number: u8) -> Result<()> {
         self.bridge.ip(&format!("link set p{number} nomaster")).map(drop)
@@ -100,6 +122,11 @@ impl Drop for Segment {
 }
 
 impl Host {
+    /// Its number, from 1.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
     /// Its network namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns

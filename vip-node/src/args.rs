@@ -30,6 +30,9 @@ pub struct VrrpArgs {
     /// Unix socket on which to listen for the agent
     #[arg(long, env = "VIP_LINK", default_value = "/run/kubectl-vip/vrrp.sock")]
     pub link: PathBuf,
+    /// How long the agent may be silent before the addresses are offered to other nodes
+    #[arg(long, env = "VIP_AGENT_GRACE", default_value = "30s", value_parser = grace)]
+    pub agent_grace: Duration,
 }
 
 /// Arguments of `vip-node agent`.
@@ -73,14 +76,7 @@ fn checksum(text: &str) -> Result<ChecksumPolicy, String> {
 
 /// An interval such as `100ms` or `1s`, a multiple of the protocol's centisecond.
 fn interval(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| "not a duration such as 100ms or 1s".to_owned())?;
-    let millis = match unit {
-        "ms" => Some(number),
-        "s" => number.checked_mul(1000),
-        _ => None,
-    }
-    .ok_or("not a duration such as 100ms or 1s")?;
+    let millis = millis(text)?;
     if !(10..=40_000).contains(&millis) {
         return Err("an advertisement interval is 10ms to 40s".to_owned());
     }
@@ -90,6 +86,25 @@ fn interval(text: &str) -> Result<Duration, String> {
         );
     }
     Ok(Duration::from_millis(millis))
+}
+
+/// How long to wait for the agent: it says something each second.
+fn grace(text: &str) -> Result<Duration, String> {
+    match millis(text)? {
+        millis @ 2000..=3_600_000 => Ok(Duration::from_millis(millis)),
+        _ => Err("2s to 3600s".to_owned()),
+    }
+}
+
+fn millis(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "not a duration such as 100ms or 1s".to_owned())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        _ => None,
+    };
+    millis.ok_or_else(|| "not a duration such as 100ms or 1s".to_owned())
 }
 
 #[cfg(test)]
@@ -102,6 +117,10 @@ mod tests {
         assert_eq!(interval("1s"), Ok(Duration::from_secs(1)));
         for bad in ["", "1", "1m", "5ms", "41s", "15ms", "-1s", "99999999999999999999s"] {
             assert!(interval(bad).is_err(), "{bad}");
+        }
+        assert_eq!(grace("30s"), Ok(Duration::from_secs(30)));
+        for bad in ["", "1s", "3601s", "30m"] {
+            assert!(grace(bad).is_err(), "{bad}");
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct Elect {
 /// From vrrp to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Word {
-    /// The whole state: at each change.
+    /// The whole state: at each change, and several times a minute.
     Report(Box<Report>),
     /// The loop that sends the advertisements still turns: said several times in each advertisement interval.
     Alive,
@@ -124,7 +124,7 @@ pub struct Heard {
 
 /// Longest line that is read, in bytes: some hundred virtual routers with some hundred addresses fit.
 const LONGEST: u64 = 4 << 20;
-/// How long a line may take to be taken by the other side before it counts as hung.
+/// How long an order may take to be taken before vrrp counts as hung.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The agent's end for orders.
@@ -150,7 +150,10 @@ impl OrderSender {
     /// # Errors
     /// When vrrp is gone or does not read.
     pub async fn send(&mut self, order: &Order) -> io::Result<()> {
-        write_line(&mut self.0, order).await
+        match timeout(WRITE_LIMIT, self.0.write_all(&line(order)?)).await {
+            Ok(result) => result,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 }
 
@@ -199,12 +202,12 @@ impl Listener {
 }
 
 impl ReportSender {
-    /// Says something.
+    /// Says something, and waits until the agent takes it.
     ///
     /// # Errors
-    /// When the agent is gone or does not read.
+    /// When the agent is gone.
     pub async fn send(&mut self, word: &Word) -> io::Result<()> {
-        write_line(&mut self.0, word).await
+        self.0.write_all(&line(word)?).await
     }
 }
 
@@ -216,13 +219,10 @@ impl OrderReceiver {
     }
 }
 
-async fn write_line(stream: &mut OwnedWriteHalf, message: &impl Serialize) -> io::Result<()> {
+fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    match timeout(WRITE_LIMIT, stream.write_all(&line)).await {
-        Ok(result) => result,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    }
+    Ok(line)
 }
 
 /// Messages by the line. What was read of a line stays here when a call is dropped.

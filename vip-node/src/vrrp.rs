@@ -2,35 +2,45 @@
 //! Kubernetes, and nothing in it waits for anything but the kernel's rtnetlink.
 //!
 //! ```text
-//!   agent --orders--> link --+                         +--> wire: advertisements, gratuitous ARP
-//!   LAN --wire: packets------+--> elections (one loop) +--> address: bind, renew, release
-//!   kernel --address---------+                         +--> link --reports--> agent
+//!   agent --orders--> link --+                         +--> wire: advertisements
+//!   LAN --wire: packets------+                         +--> neighbours: announcements, probes
+//!   LAN --neighbours: claims-+--> elections (one loop) +--> address: bind, renew, release
+//!   kernel --address---------+                         +--> link --reports, signs of life--> agent
 //! ```
 
-mod address;
+pub(crate) mod address;
 mod announce;
+mod bindings;
 mod elections;
 mod heard;
-pub mod neighbours;
+mod neighbours;
 mod network;
-mod wire;
+mod sockets;
+mod timer;
+pub(crate) mod wire;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use self::elections::Elections;
 use crate::args::VrrpArgs;
 use crate::link::{Listener, Order, OrderReceiver, Report, ReportSender, Word};
 
-/// A report is sent at least this often.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// What the agent is to hear: the last state, and how often the loop has turned. What it has not read meanwhile is
+/// left out.
+#[derive(Clone, Default)]
+struct Saying {
+    report: Arc<Report>,
+    beats: u64,
+}
 
 /// Runs until SIGTERM or SIGINT, and then until every address is handed over or released.
 ///
@@ -39,44 +49,52 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
-    let mut elections = Elections::new().await.context("cannot look at the interfaces by rtnetlink")?;
-    let (publish, reports) = watch::channel(elections.report());
+    let mut elections =
+        Elections::new(args.agent_grace).context("cannot look at the interfaces by rtnetlink")?;
+    let (publish, sayings) = watch::channel(Saying::default());
     let (orders, mut inbox) = mpsc::channel(4);
-    listen(&args.link, orders, reports)?;
+    listen(&args.link, orders, sayings)?;
     info!(version = env!("CARGO_PKG_VERSION"), "vrrp started");
 
-    let mut heartbeat = Instant::now();
+    let mut beat = Duration::ZERO;
     while !elections.is_over() {
-        let order = tokio::select! {
+        let mut queued = Vec::new();
+        tokio::select! {
             biased;
-            () = elections.wait() => None,
-            order = inbox.recv() => order,
-            _ = terminate.recv() => { elections.stop().await; None }
-            _ = interrupt.recv() => { elections.stop().await; None }
-            () = sleep_until(heartbeat) => None,
-        };
-        elections.work().await;
-        if let Some(Order::Elect(elect)) = order {
-            elections.order(elect).await;
+            _ = terminate.recv() => elections.stop(),
+            _ = interrupt.recv() => elections.stop(),
+            order = inbox.recv() => queued.extend(order),
+            () = elections.wait(beat.min(elections.report_due())) => {}
         }
-        let report = elections.report();
-        if Instant::now() >= heartbeat || *publish.borrow() != report {
-            heartbeat = Instant::now() + HEARTBEAT;
-            publish.send_replace(report);
+        // The task that reads orders takes what is queued for it.
+        yield_now().await;
+        while let Ok(order) = inbox.try_recv() {
+            queued.push(order);
+        }
+        elections.work(queued);
+        let now = elections.now();
+        if now >= elections.report_due() {
+            let report = Arc::new(elections.report());
+            publish.send_modify(|saying| saying.report = report);
+        }
+        if now >= beat {
+            beat = now + elections.beat();
+            publish.send_modify(|saying| saying.beats += 1);
         }
     }
-    publish.send_replace(elections.report());
+    let report = Arc::new(elections.report());
+    publish.send_modify(|saying| saying.report = report);
     // The last report gets its time to leave.
     sleep(Duration::from_millis(100)).await;
     info!("vrrp stopped, no address of ours is left");
     Ok(())
 }
 
-/// Listens for agents. A new one replaces the one before; without one, the last order stays in force.
+/// Listens for agents. A new one replaces the one before; without one, the last order stays in force for a while.
 fn listen(
     socket: &Path,
     orders: mpsc::Sender<Order>,
-    reports: watch::Receiver<Report>,
+    sayings: watch::Receiver<Saying>,
 ) -> anyhow::Result<()> {
     let listener =
         Listener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
@@ -88,7 +106,7 @@ fn listen(
                     if let Some(before) = current.take() {
                         before.abort();
                     }
-                    current = Some(tokio::spawn(converse(sender, receiver, orders.clone(), reports.clone())));
+                    current = Some(tokio::spawn(converse(sender, receiver, orders.clone(), sayings.clone())));
                 }
                 Err(error) => {
                     warn!(%error, "cannot take the agent's connection");
@@ -101,26 +119,40 @@ fn listen(
 }
 
 async fn converse(
-    mut sender: ReportSender,
+    sender: ReportSender,
     mut receiver: OrderReceiver,
     orders: mpsc::Sender<Order>,
-    mut reports: watch::Receiver<Report>,
+    sayings: watch::Receiver<Saying>,
 ) {
     info!("the agent is here");
-    reports.mark_changed();
-    loop {
-        tokio::select! {
-            order = receiver.recv() => match order {
-                Some(order) => if orders.send(order).await.is_err() { return },
-                None => break,
-            },
-            changed = reports.changed() => {
-                let report = reports.borrow_and_update().clone();
-                if sender.send(&Word::Report(Box::new(report))).await.is_err() || changed.is_err() {
-                    break;
-                }
+    let obey = async {
+        while let Some(order) = receiver.recv().await {
+            if orders.send(order).await.is_err() {
+                return;
             }
         }
+    };
+    tokio::select! {
+        () = obey => {}
+        () = say(sender, sayings) => {}
     }
     info!("the agent is gone, its last order stays in force");
+}
+
+/// Says what is new, beginning with how things stand. An agent that does not read is waited for: it would take the end of
+/// the conversation for ours.
+async fn say(mut sender: ReportSender, mut sayings: watch::Receiver<Saying>) {
+    let mut said: Option<Arc<Report>> = None;
+    loop {
+        let Saying { report, .. } = sayings.borrow_and_update().clone();
+        let news = said.as_ref().is_none_or(|said| !Arc::ptr_eq(said, &report));
+        let word = if news { Word::Report(Box::new(Report::clone(&report))) } else { Word::Alive };
+        if sender.send(&word).await.is_err() {
+            return;
+        }
+        said = Some(report);
+        if sayings.changed().await.is_err() {
+            return;
+        }
+    }
 }

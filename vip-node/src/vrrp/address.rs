@@ -3,22 +3,24 @@
 //! An address of ours carries our protocol number (`IFA_PROTO`, kernel 5.18) and a lifetime: when nobody renews it, the
 //! kernel takes it off by itself. What has another protocol number is never changed.
 
+mod conversation;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::{FutureExt, StreamExt, TryStreamExt};
 use ipnet::IpNet;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup};
+use tokio::io::unix::AsyncFd;
+
+use conversation::{Conversation, Events};
 
 /// Our `IFA_PROTO`: 0x70 is 112, VRRP's number as an IP protocol. The kernel's own end at 3 (`linux/if_addr.h`).
 pub const PROTOCOL: u8 = 0x70;
@@ -26,9 +28,6 @@ pub const PROTOCOL: u8 = 0x70;
 pub const LIFETIME: u32 = 3;
 /// How often it is renewed.
 pub const RENEW: Duration = Duration::from_secs(1);
-/// How long to wait before rtnetlink is opened again.
-const REOPEN: Duration = Duration::from_millis(100);
-
 /// A network interface as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nic {
@@ -40,7 +39,7 @@ pub struct Nic {
     pub mac: [u8; 6],
     /// Whether it is up and has a carrier.
     pub carrier: bool,
-    /// Its addresses, ours left out.
+    /// Its addresses that can be used, ours left out; those that are deprecated come last.
     pub addresses: Vec<IpNet>,
     /// Addresses that carry our mark.
     pub ours: BTreeSet<IpAddr>,
@@ -58,136 +57,154 @@ pub enum Change {
 /// The conversation with the kernel. What we ask has a socket of its own: an event that others caused carries their
 /// sequence number, and could be taken for an answer.
 pub struct Addresses {
-    handle: Handle,
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    conversation: Conversation,
+    events: AsyncFd<Events>,
 }
 
+/// One of our addresses, by the index of its interface.
+pub type Key = (u32, IpAddr);
+
 impl Addresses {
-    /// Opens it, on tasks of the current runtime.
+    /// Opens it.
     ///
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open() -> io::Result<Self> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
-        let (events, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
-        let (answers, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(events);
-        tokio::spawn(answers);
-        Ok(Self { handle, messages })
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let events = Events::open(&groups.map(|group| group as u32))?;
+        // SAFETY: the socket is owned and gives the same descriptor for as long as it lives.
+        let events = unsafe { AsyncFd::register(events) }?;
+        Ok(Self { conversation: Conversation::open()?, events })
     }
 
-    /// Waits for the next change. Dropping it loses nothing.
-    pub async fn changed(&mut self) -> Change {
-        loop {
-            match self.messages.next().await {
-                Some((message, _)) => {
-                    if let Some(change) = change(message) {
-                        return change;
-                    }
-                }
-                None => {
-                    // The kernel ended the conversation: begin another, and look at everything anew.
-                    tokio::time::sleep(REOPEN).await;
-                    if let Ok(another) = Self::open() {
-                        *self = another;
-                        return Change::Other;
-                    }
-                }
-            }
+    /// Waits for a change. Dropping it loses nothing.
+    pub async fn changed(&self) {
+        // What is queued is read to its end before the next wait.
+        if let Ok(mut guard) = self.events.readable().await {
+            guard.clear_ready();
         }
     }
 
-    /// A change that is known already.
-    pub fn queued(&mut self) -> Option<Change> {
-        loop {
-            let (message, _) = self.messages.next().now_or_never()??;
-            if let Some(change) = change(message) {
-                return Some(change);
-            }
+    /// The changes that are known.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn changes(&mut self) -> io::Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        if self.events.get_mut().drain(|message| changes.extend(change(message)))? {
+            changes.push(Change::Other);
         }
+        Ok(changes)
     }
 
     /// All interfaces by index, loopback left out.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn nics(&self) -> io::Result<BTreeMap<u32, Nic>> {
+    pub fn nics(&mut self) -> io::Result<BTreeMap<u32, Nic>> {
         let mut nics = BTreeMap::new();
-        let mut links = self.handle.link().get().execute();
-        while let Some(link) = links.try_next().await.map_err(to_io)? {
-            if !link.header.flags.contains(LinkFlags::Loopback) {
+        for entry in self.conversation.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+            if let RouteNetlinkMessage::NewLink(link) = entry
+                && !link.header.flags.contains(LinkFlags::Loopback)
+            {
                 nics.insert(link.header.index, nic(&link));
             }
         }
-        let mut addresses = self.handle.address().get().execute();
-        while let Some(address) = addresses.try_next().await.map_err(to_io)? {
+        let mut addresses = self.addresses()?;
+        addresses.sort_by_key(|address| flags(address).contains(AddressFlags::Deprecated));
+        for address in addresses {
             let (Some(nic), Some(ip)) = (nics.get_mut(&address.header.index), ip_of(&address)) else {
                 continue;
             };
             if is_ours(&address) {
                 nic.ours.insert(ip);
-            } else if let Ok(net) = IpNet::new(ip, address.header.prefix_len) {
+            } else if is_usable(&address)
+                && let Ok(net) = IpNet::new(ip, address.header.prefix_len)
+            {
                 nic.addresses.push(net);
             }
         }
         Ok(nics)
     }
 
-    /// All IPv4 addresses that carry our mark, with the index of their interface.
+    /// All addresses that carry our mark.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn ours(&self) -> io::Result<BTreeSet<(u32, IpAddr)>> {
-        let mut request = self.handle.address().get();
-        request.message_mut().header.family = AddressFamily::Inet;
-        let mut addresses = request.execute();
-        let mut ours = BTreeSet::new();
-        while let Some(address) = addresses.try_next().await.map_err(to_io)? {
-            if let Some(ip) = ip_of(&address).filter(|_| is_ours(&address)) {
-                ours.insert((address.header.index, ip));
-            }
-        }
-        Ok(ours)
+    pub fn ours(&mut self) -> io::Result<BTreeSet<Key>> {
+        let ours = self.addresses()?.into_iter().filter(is_ours);
+        Ok(ours.filter_map(|address| Some((address.header.index, ip_of(&address)?))).collect())
     }
 
-    /// Binds an address, or renews it when it is ours already.
-    ///
-    /// # Errors
-    /// `AlreadyExists` when the interface has it from somebody else; else what the kernel says.
-    pub async fn bind(&self, index: u32, address: IpAddr, renew: bool) -> io::Result<()> {
-        let request = self.handle.address().add(index, address, host_prefix(address));
-        let mut request = if renew { request.replace() } else { request };
-        let message = request.message_mut();
-        let mut lifetime = CacheInfo::default();
-        lifetime.ifa_valid = LIFETIME;
-        lifetime.ifa_preferred = LIFETIME;
-        message.attributes.retain(|a| !matches!(a, AddressAttribute::Broadcast(_)));
-        message.attributes.extend([
-            AddressAttribute::CacheInfo(lifetime),
-            AddressAttribute::Flags(AddressFlags::Noprefixroute),
-            AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)),
-        ]);
-        request.execute().await.map_err(to_io)
+    fn addresses(&mut self) -> io::Result<Vec<AddressMessage>> {
+        let entries = self.conversation.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(entries
+            .into_iter()
+            .filter_map(|entry| match entry {
+                RouteNetlinkMessage::NewAddress(address) => Some(address),
+                _ => None,
+            })
+            .collect())
     }
 
-    /// Takes an address of ours off. One that is gone already is no error.
+    /// Binds addresses; how each went. `AlreadyExists`: the interface has it already.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub async fn release(&self, index: u32, address: IpAddr) -> io::Result<()> {
-        let mut message = AddressMessage::default();
-        message.header.index = index;
-        message.header.prefix_len = host_prefix(address);
-        message.header.family = match address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
+    /// When the conversation itself fails.
+    pub fn bind(&mut self, addresses: &[Key]) -> io::Result<Vec<io::Result<()>>> {
+        self.set(addresses, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Renews addresses that are ours; how each went.
+    ///
+    /// # Errors
+    /// When the conversation itself fails.
+    pub fn renew(&mut self, addresses: &[Key]) -> io::Result<Vec<io::Result<()>>> {
+        self.set(addresses, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    fn set(&mut self, addresses: &[Key], flags: u16) -> io::Result<Vec<io::Result<()>>> {
+        let request = |(index, address): &Key| {
+            let mut message = message(*index, *address);
+            let mut lifetime = CacheInfo::default();
+            lifetime.ifa_valid = LIFETIME;
+            // An IPv6 address is never to become the source of the node's own traffic, which it would outlive.
+            lifetime.ifa_preferred = if address.is_ipv4() { LIFETIME } else { 0 };
+            message.attributes.extend([
+                AddressAttribute::CacheInfo(lifetime),
+                AddressAttribute::Flags(AddressFlags::Noprefixroute | AddressFlags::Nodad),
+                AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)),
+            ]);
+            (RouteNetlinkMessage::NewAddress(message), flags)
         };
-        message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
-        match self.handle.address().del(message).execute().await.map_err(to_io) {
+        self.conversation.each(addresses.iter().map(request).collect())
+    }
+
+    /// Takes addresses of ours off; how each went. One that is gone already is no error.
+    ///
+    /// # Errors
+    /// When the conversation itself fails.
+    pub fn release(&mut self, addresses: &[Key]) -> io::Result<Vec<io::Result<()>>> {
+        let request =
+            |(index, address): &Key| (RouteNetlinkMessage::DelAddress(message(*index, *address)), 0);
+        let results = self.conversation.each(addresses.iter().map(request).collect())?;
+        let forgive = |result: io::Result<()>| match result {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) => Ok(()),
             result => result,
-        }
+        };
+        Ok(results.into_iter().map(forgive).collect())
     }
+}
+
+fn message(index: u32, address: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    (message.header.family, message.header.prefix_len) = match address {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
 }
 
 /// What an event means; the echo of our own work means nothing.
@@ -197,18 +214,28 @@ fn change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
             Some(Change::Lost(address.header.index, ip_of(&address)?))
         }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_ours(&address) => None,
-        // Events were lost, or it is one of an interface or an address of others.
         NetlinkPayload::Overrun(_) | NetlinkPayload::InnerMessage(_) => Some(Change::Other),
         _ => None,
     }
 }
 
-fn host_prefix(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
 fn is_ours(message: &AddressMessage) -> bool {
     message.attributes.contains(&AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)))
+}
+
+fn flags(message: &AddressMessage) -> AddressFlags {
+    let all = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    all.unwrap_or_else(|| AddressFlags::from_bits_retain(message.header.flags.bits().into()))
+}
+
+/// Whether it can be spoken from: duplicate address detection has passed it (RFC 4862 section 5.4).
+fn is_usable(message: &AddressMessage) -> bool {
+    let flags = flags(message);
+    let tentative = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    !tentative && !flags.contains(AddressFlags::Dadfailed)
 }
 
 /// The address itself: `IFA_LOCAL` where there is one, for on a point-to-point link `IFA_ADDRESS` is the other end.
@@ -239,12 +266,4 @@ fn nic(link: &LinkMessage) -> Nic {
         }
     }
     nic
-}
-
-/// The kernel's error number, where there is one.
-fn to_io(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other.to_string()),
-    }
 }

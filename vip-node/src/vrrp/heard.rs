@@ -11,26 +11,43 @@ use crate::link;
 
 /// A peer that was not heard for this long is forgotten.
 const LIFETIME: Duration = Duration::from_secs(10);
-/// At most so many peers are remembered.
+/// A router of others is remembered for longer: its identifier is to be avoided, and it may speak seldom.
+const FOREIGN_LIFETIME: Duration = Duration::from_secs(60);
+/// At most so many of each are remembered.
 const LIMIT: usize = 1024;
 
-/// The senders of accepted advertisements, and a counter for each kind of refusal.
-#[derive(Debug, Default)]
+/// The senders of advertisements, and a counter for each kind of refusal.
+#[derive(Debug)]
 pub struct Heard {
-    peers: BTreeMap<(RouterId, IpAddr), (u8, Duration)>,
+    peers: Senders,
+    foreign: Senders,
     refused: BTreeMap<&'static str, u64>,
 }
 
+impl Default for Heard {
+    fn default() -> Self {
+        Self {
+            peers: Senders::new(LIFETIME),
+            foreign: Senders::new(FOREIGN_LIFETIME),
+            refused: BTreeMap::new(),
+        }
+    }
+}
+
 impl Heard {
-    /// An advertisement was accepted.
-    pub fn accept(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) {
-        let key = (id.clone(), source);
-        if self.peers.len() >= LIMIT && !self.peers.contains_key(&key) {
-            self.peers.retain(|_, (_, heard)| *heard + LIFETIME > now);
-        }
-        if self.peers.len() < LIMIT || self.peers.contains_key(&key) {
-            self.peers.insert(key, (priority, now));
-        }
+    /// An advertisement was accepted. Whether that is news.
+    pub fn accept(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) -> bool {
+        self.peers.note(now, id, source, priority)
+    }
+
+    /// A valid advertisement was heard that is none of ours. Whether that is news.
+    pub fn ignore(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) -> bool {
+        self.foreign.note(now, id, source, priority)
+    }
+
+    /// Some of the routers of others turn out to be ours.
+    pub fn acquit(&mut self, mut ours: impl FnMut(IpAddr) -> bool) {
+        self.foreign.heard.retain(|(_, source), _| !ours(*source));
     }
 
     /// A packet was refused.
@@ -40,7 +57,50 @@ impl Heard {
 
     /// Peers heard lately.
     pub fn peers(&self, now: Duration) -> Vec<link::Heard> {
-        let lately = self.peers.iter().filter(|(_, (_, heard))| *heard + LIFETIME > now);
+        self.peers.lately(now)
+    }
+
+    /// Routers of others heard lately.
+    pub fn foreign(&self, now: Duration) -> Vec<link::Heard> {
+        self.foreign.lately(now)
+    }
+
+    /// Refused packets by kind.
+    pub fn refused(&self) -> BTreeMap<String, u64> {
+        self.refused.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect()
+    }
+}
+
+/// Who spoke in which election: the priority, and when.
+#[derive(Debug)]
+struct Senders {
+    lifetime: Duration,
+    heard: BTreeMap<(RouterId, IpAddr), (u8, Duration)>,
+}
+
+impl Senders {
+    fn new(lifetime: Duration) -> Self {
+        Self { lifetime, heard: BTreeMap::new() }
+    }
+
+    fn note(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) -> bool {
+        let key = (id.clone(), source);
+        if let Some(known) = self.heard.get_mut(&key) {
+            let before = std::mem::replace(known, (priority, now));
+            return before.0 != priority || before.1 + self.lifetime <= now;
+        }
+        if self.heard.len() >= LIMIT {
+            self.heard.retain(|_, (_, heard)| *heard + self.lifetime > now);
+        }
+        let room = self.heard.len() < LIMIT;
+        if room {
+            self.heard.insert(key, (priority, now));
+        }
+        room
+    }
+
+    fn lately(&self, now: Duration) -> Vec<link::Heard> {
+        let lately = self.heard.iter().filter(|(_, (_, heard))| *heard + self.lifetime > now);
         lately
             .map(|((id, address), (priority, _))| link::Heard {
                 id: id.clone(),
@@ -48,11 +108,6 @@ impl Heard {
                 priority: *priority,
             })
             .collect()
-    }
-
-    /// Refused packets by kind.
-    pub fn refused(&self) -> BTreeMap<String, u64> {
-        self.refused.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect()
     }
 }
 
@@ -74,6 +129,19 @@ mod tests {
         assert_eq!(heard.peers(LIFETIME), []);
         heard.accept(LIFETIME, &id, IpAddr::V4(9999.into()), 100);
         assert_eq!(heard.peers(LIFETIME).len(), 1);
+    }
+
+    #[test]
+    fn news_is_who_was_not_there_or_has_another_priority() {
+        let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
+        let (mut heard, source) = (Heard::default(), IpAddr::from([10, 87, 0, 12]));
+        let said = [(0, 100), (1, 100), (2, 90), (3, 90), (70, 90)];
+        let news = said.map(|(at, priority)| heard.ignore(Duration::from_secs(at), &id, source, priority));
+        assert_eq!(news, [true, false, true, false, true]);
+        assert_eq!(heard.foreign(Duration::from_secs(129)).len(), 1);
+        assert_eq!(heard.peers(Duration::from_secs(70)), []);
+        heard.acquit(|address| address == source);
+        assert_eq!(heard.foreign(Duration::from_secs(70)), []);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Where an election can take place: the node's interfaces as they were seen last, and which of them are fit.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use vip_core::api::Reason;
-use vip_core::vrrp::{Family, RouterConfig};
+use vip_core::vrrp::{Family, Lan, RouterConfig};
 
 use super::address::Nic;
 
@@ -26,8 +26,9 @@ pub struct Network {
 pub struct Place {
     /// Index of the interface.
     pub index: u32,
-    /// Its primary address in the subnet of the virtual IPs.
-    pub source: Ipv4Addr,
+    /// The sender of the advertisements: IPv4: its primary address in the subnet of the virtual IPs; IPv6: its link-local
+    /// address (RFC 9568 sections 5.1.1.1 and 5.1.2.1).
+    pub source: IpAddr,
 }
 
 /// What keeps the node out of an election.
@@ -91,10 +92,6 @@ impl Network {
         if let Some(message) = config.fault() {
             return Err(Obstacle { reason: Reason::Invalid, message, until: None });
         }
-        if config.id.family == Family::V6 {
-            let message = "this version elects owners of IPv4 addresses only".to_owned();
-            return Err(Obstacle { reason: Reason::Invalid, message, until: None });
-        }
         let name = &config.id.interface;
         let no = |message: String, until| Obstacle { reason: Reason::NoInterface, message, until };
         let Some(nic) = self.nics.values().find(|nic| nic.name == *name) else {
@@ -106,9 +103,8 @@ impl Network {
         if let Some(at) = self.stable.get(&nic.index).filter(|at| **at > now) {
             return Err(no(format!("the carrier of interface {name} has just come back"), Some(*at)));
         }
-        let subnet = |address: &IpAddr| {
-            nic.addresses.iter().find(|net| net.prefix_len() < 32 && net.contains(address))
-        };
+        let subnet =
+            |address: &IpAddr| nic.addresses.iter().find(|net| is_wide(net) && net.contains(address));
         if let Some(stray) = config.addresses.iter().find(|address| subnet(address).is_none()) {
             return Err(no(format!("interface {name} has no address in the subnet of {stray}"), None));
         }
@@ -117,23 +113,71 @@ impl Network {
             let message = format!("{address} is on {name} already, put there by another program");
             return Err(Obstacle { reason: Reason::Rejected, message, until: None });
         }
-        match config.addresses.first().and_then(subnet).map(|net| net.addr()) {
-            Some(IpAddr::V4(source)) => Ok(Place { index: nic.index, source }),
-            _ => Err(no(format!("interface {name} has no IPv4 address"), None)),
-        }
+        let source = match config.id.family {
+            Family::V4 => config.addresses.first().and_then(subnet).map(IpNet::addr),
+            Family::V6 => nic.addresses.iter().map(IpNet::addr).find(is_link_local),
+        };
+        let source = source.ok_or_else(|| {
+            no(format!("interface {name} has no link-local address to send advertisements from"), None)
+        })?;
+        Ok(Place { index: nic.index, source })
+    }
+
+    /// Interfaces on which others can be heard: their names and indices.
+    pub fn audible(&self, family: Family) -> impl Iterator<Item = (&str, u32)> {
+        let usable = move |nic: &&Nic| {
+            nic.carrier && nic.addresses.iter().any(|net| is_wide(net) && Family::of(net.addr()) == family)
+        };
+        self.nics.values().filter(usable).map(|nic| (nic.name.as_str(), nic.index))
+    }
+
+    /// The peers' addresses on the segment of an interface.
+    pub fn peers<'a>(
+        &'a self,
+        index: u32,
+        family: Family,
+        lan: &'a Lan,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let own = self.nics.get(&index).map(|nic| nic.addresses.as_slice()).unwrap_or_default();
+        let near = move |address: &IpAddr| match family {
+            Family::V4 => address.is_ipv4() && own.iter().any(|net| is_wide(net) && net.contains(address)),
+            Family::V6 => is_link_local(address),
+        };
+        let all = lan.peers.iter().flat_map(|peer| &peer.addresses).copied();
+        all.filter(move |address| near(address) && !own.iter().any(|net| net.addr() == *address))
+    }
+
+    /// Whether an interface has an address.
+    pub fn has(&self, interface: &str, address: IpAddr) -> bool {
+        let mut nics = self.nics.values().filter(|nic| nic.name == interface);
+        nics.any(|nic| nic.addresses.iter().any(|net| net.addr() == address))
+    }
+
+    /// Whether an interface is there and does not have an address of ours.
+    pub fn is_missing(&self, index: u32, address: IpAddr) -> bool {
+        self.nics.get(&index).is_some_and(|nic| !nic.ours.contains(&address))
     }
 
     /// Whether an interface has an address, by itself alone, that is not marked as ours.
     pub fn is_foreign(&self, index: u32, address: IpAddr) -> bool {
-        let single = |net: &&IpNet| net.addr() == address && net.prefix_len() == net.max_prefix_len();
+        let single = |net: &&IpNet| net.addr() == address && !is_wide(net);
         self.nics.get(&index).is_some_and(|nic| nic.addresses.iter().any(|net| single(&net)))
     }
+}
+
+/// Whether it is of a subnet and no single address.
+fn is_wide(net: &IpNet) -> bool {
+    net.prefix_len() < net.max_prefix_len()
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(six) if six.is_unicast_link_local())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vip_core::vrrp::RouterId;
+    use vip_core::vrrp::{Peer, RouterId};
 
     const NOW: Duration = Duration::from_secs(100);
 
@@ -142,7 +186,7 @@ mod tests {
             index: 2,
             name: "eth0".into(),
             carrier: true,
-            addresses: vec!["fe80::1/64".parse().unwrap(), "10.87.0.11/16".parse().unwrap()],
+            addresses: ["fe80::1/64", "10.87.0.11/16", "fd87::11/64"].map(|net| net.parse().unwrap()).into(),
             ..Nic::default()
         };
         change(&mut nic);
@@ -161,6 +205,9 @@ mod tests {
         let fit = nic(|_| {});
         let vip = config(&["10.87.2.50"]);
         assert_eq!(fit.place(NOW, &vip), Ok(Place { index: 2, source: [10, 87, 0, 11].into() }));
+        let six = Place { index: 2, source: "fe80::1".parse().unwrap() };
+        assert_eq!(fit.place(NOW, &config(&["fd87::50"])), Ok(six));
+        assert_eq!(fit.place(NOW, &config(&["fe80::50", "fd87::50"])), Ok(six));
         let of_ours = |nic: &mut Nic| nic.addresses.push("10.87.2.50/32".parse().unwrap());
         let rows = [
             (nic(|nic| nic.name = "eth1".into()), vip.clone(), "there is no interface eth0"),
@@ -173,7 +220,13 @@ mod tests {
                 "10.87.0.11 is on eth0 already, put there by another program",
             ),
             (nic(of_ours), vip.clone(), "10.87.2.50 is on eth0 already, put there by another program"),
-            (nic(|_| {}), config(&["fd87::50"]), "IPv4 addresses only"),
+            (nic(|_| {}), config(&["fd88::50"]), "no address in the subnet of fd88::50"),
+            (
+                nic(|nic| nic.addresses = vec!["fd87::11/64".parse().unwrap()]),
+                config(&["fd87::50"]),
+                "no link-local address",
+            ),
+            (nic(|_| {}), config(&["fd87::50", "10.87.2.50"]), "not of the virtual router's address family"),
             (nic(|_| {}), config(&[]), "needs an address"),
         ];
         for (network, config, sentence) in rows {
@@ -201,6 +254,22 @@ mod tests {
         assert!(network.place(NOW + STABLE, &vip).is_err());
         assert!(network.place(NOW + STABLE * 2, &vip).is_ok());
         assert_eq!(network.update(NOW + STABLE * 2, with(true)), News::default());
+    }
+
+    #[test]
+    fn who_is_on_the_segment() {
+        let network = nic(|_| {});
+        let addresses = ["10.87.0.11", "10.87.0.12", "10.88.0.12", "fe80::1", "fe80::2", "fd87::12"];
+        let peer = Peer { addresses: addresses.map(|ip| ip.parse().unwrap()).into(), ..Peer::default() };
+        let lan = Lan { peers: vec![peer], ..Lan::default() };
+        let near = |family| network.peers(2, family, &lan).collect::<Vec<_>>();
+        assert_eq!(near(Family::V4), ["10.87.0.12".parse::<IpAddr>().unwrap()]);
+        assert_eq!(near(Family::V6), ["fe80::2".parse::<IpAddr>().unwrap()]);
+        assert!(network.has("eth0", "10.87.0.11".parse().unwrap()));
+        assert!(!network.has("eth1", "10.87.0.11".parse().unwrap()));
+        assert_eq!(network.audible(Family::V4).collect::<Vec<_>>(), [("eth0", 2)]);
+        let bare = nic(|nic| nic.addresses = vec!["10.87.2.50/32".parse().unwrap()]);
+        assert_eq!(bare.audible(Family::V4).count(), 0);
     }
 
     #[test]

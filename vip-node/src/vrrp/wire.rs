@@ -1,46 +1,31 @@
-//! One interface's packet socket: advertisements in and out, announcements out.
+//! One interface's sockets for one family: advertisements in and out.
 //!
 //! A packet socket hears what the host's firewall would drop, and sends past it. The group is joined all the same, for
-//! switches that look.
+//! switches that look. To a single peer advertisements go by a raw IP socket: the kernel knows the way.
+
+mod datagram;
 
 use std::io;
 use std::mem::size_of;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
-use vip_core::vrrp::packet::{self, HOP_LIMIT, ones_complement};
+use vip_core::vrrp::Family;
+use vip_core::vrrp::packet;
 
-use super::announce::gratuitous_arp;
-
-/// Ethernet's multicast address of 224.0.0.18 (RFC 1112 section 6.4).
-const GROUP_MAC: [u8; 6] = [0x01, 0x00, 0x5e, 0x00, 0x00, 0x12];
-const BROADCAST_MAC: [u8; 6] = [0xff; 6];
-/// The header that we send: no options.
-const IPV4_HEADER: usize = 20;
-/// Internetwork control (RFC 4594), as keepalived sends.
-const TRAFFIC_CLASS: u8 = 0xc0;
-
-/// A received packet of VRRP's protocol, not checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Sender by the IP header.
-    pub source: Ipv4Addr,
-    /// Receiver by the IP header.
-    pub destination: Ipv4Addr,
-    /// TTL.
-    pub hop_limit: u8,
-    /// What follows the IP header.
-    pub payload: Vec<u8>,
-}
+pub use datagram::Packet;
 
 /// The sockets on one interface.
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,
-    index: i32,
+    index: u32,
+    family: Family,
     /// Keeps the membership in the group.
     _member: Socket,
+    /// Opened with the first advertisement to a single peer.
+    unicast: Option<Socket>,
 }
 
 impl Wire {
@@ -48,18 +33,8 @@ impl Wire {
     ///
     /// # Errors
     /// `PermissionDenied` without NET_RAW; else what the kernel says.
-    pub fn open(index: u32) -> io::Result<Self> {
-        let group = match packet::group(vip_core::vrrp::Family::V4) {
-            IpAddr::V4(group) => group,
-            IpAddr::V6(_) => return Err(io::ErrorKind::Unsupported.into()),
-        };
-        let member = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        match member.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)) {
-            // An interface without multicast still hears by the packet socket.
-            Err(error) if error.raw_os_error() != Some(libc::ENODEV) => return Err(error),
-            _ => {}
-        }
-        let index = i32::try_from(index).map_err(io::Error::other)?;
+    pub fn open(index: u32, family: Family) -> io::Result<Self> {
+        let member = member(index, family)?;
         // Protocol 0: nothing is queued until the filter is in place and the socket is bound.
         // SAFETY: a plain system call; the result is checked before it becomes an owned descriptor.
         let fd = unsafe {
@@ -70,12 +45,17 @@ impl Wire {
         }
         // SAFETY: `fd` is a fresh descriptor that nobody else owns.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        only_vrrp(fd)?;
-        let address = link_address(index, libc::ETH_P_IP, [0; 6]);
+        only_vrrp(fd, family)?;
+        let address = link_address(index, family, [0; 6]);
         // SAFETY: `address` is a valid sockaddr_ll and its size is given.
         let bound = unsafe { libc::bind(fd, (&raw const address).cast(), socklen::<libc::sockaddr_ll>()) };
         check(bound as isize)?;
-        Ok(Self { socket, index, _member: member })
+        Ok(Self { socket, index, family, _member: member, unicast: None })
+    }
+
+    /// Index of the interface.
+    pub fn index(&self) -> u32 {
+        self.index
     }
 
     /// The next packet that is queued; `None` when there is none.
@@ -85,7 +65,7 @@ impl Wire {
     pub fn receive(&self) -> io::Result<Option<Packet>> {
         let mut buffer = [0_u8; 2048];
         loop {
-            let mut from = link_address(0, 0, [0; 6]);
+            let mut from = link_address(0, self.family, [0; 6]);
             let mut length = socklen::<libc::sockaddr_ll>();
             // SAFETY: buffer and address are valid for the sizes given.
             let received = unsafe {
@@ -98,13 +78,16 @@ impl Wire {
                     &raw mut length,
                 )
             };
+            // Our own; one for another machine, on a card that hears everything; of a VLAN on top of this interface,
+            // which its own socket hears.
+            let astray = matches!(from.sll_pkttype, libc::PACKET_OUTGOING | libc::PACKET_OTHERHOST)
+                || u32::try_from(from.sll_ifindex) != Ok(self.index);
             match check(received) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
-                // Our own, or of a VLAN on top of this interface, which its own socket hears.
-                Ok(_) if from.sll_pkttype == libc::PACKET_OUTGOING || from.sll_ifindex != self.index => {}
+                Ok(_) if astray => {}
                 Ok(length) => {
-                    if let Some(packet) = parse(buffer.get(..length).unwrap_or_default()) {
+                    if let Some(packet) = datagram::parse(buffer.get(..length).unwrap_or_default()) {
                         return Ok(Some(packet));
                     }
                 }
@@ -116,20 +99,10 @@ impl Wire {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn advertise(&self, source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> io::Result<()> {
-        self.send(libc::ETH_P_IP, GROUP_MAC, &datagram(source, destination, payload))
-    }
-
-    /// Sends a gratuitous ARP for an address, which is at this hardware address.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn announce(&self, mac: [u8; 6], address: Ipv4Addr) -> io::Result<()> {
-        self.send(libc::ETH_P_ARP, BROADCAST_MAC, &gratuitous_arp(mac, address))
-    }
-
-    fn send(&self, protocol: i32, to: [u8; 6], bytes: &[u8]) -> io::Result<()> {
-        let address = link_address(self.index, protocol, to);
+    pub fn advertise(&self, source: IpAddr, payload: &[u8]) -> io::Result<()> {
+        let group = packet::group(self.family);
+        let bytes = datagram::datagram(source, group, payload).ok_or(io::ErrorKind::InvalidInput)?;
+        let address = link_address(self.index, self.family, group_mac(group));
         // SAFETY: `bytes` and `address` are valid for the sizes given.
         let sent = unsafe {
             libc::sendto(
@@ -142,6 +115,29 @@ impl Wire {
             )
         };
         check(sent).map(drop)
+    }
+
+    /// Sends an advertisement's bytes to a single peer on the interface of that name.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn advertise_to(
+        &mut self,
+        interface: &str,
+        source: IpAddr,
+        peer: IpAddr,
+        payload: &[u8],
+    ) -> io::Result<()> {
+        let bytes = datagram::datagram(source, peer, payload).ok_or(io::ErrorKind::InvalidInput)?;
+        let to = match peer {
+            IpAddr::V4(_) => SocketAddr::new(peer, 0),
+            IpAddr::V6(peer) => SocketAddrV6::new(peer, 0, 0, self.index).into(),
+        };
+        let socket = match &mut self.unicast {
+            Some(socket) => socket,
+            none => none.insert(raw(interface, self.family)?),
+        };
+        socket.send_to(&bytes, &to.into()).map(drop)
     }
 }
 
@@ -157,50 +153,77 @@ impl AsFd for Wire {
     }
 }
 
-/// An IPv4 datagram of VRRP's protocol.
-fn datagram(source: Ipv4Addr, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; IPV4_HEADER];
-    let length = u16::try_from(IPV4_HEADER + payload.len()).unwrap_or(u16::MAX);
-    bytes[0] = 0x45;
-    bytes[1] = TRAFFIC_CLASS;
-    bytes[2..4].copy_from_slice(&length.to_be_bytes());
-    bytes[8] = HOP_LIMIT;
-    bytes[9] = packet::PROTOCOL;
-    bytes[12..16].copy_from_slice(&source.octets());
-    bytes[16..20].copy_from_slice(&destination.octets());
-    let sum = !ones_complement(0, &bytes);
-    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-/// Takes an IPv4 datagram apart; `None` when it is cut short or no VRRP. What follows it in a short frame is padding.
-fn parse(bytes: &[u8]) -> Option<Packet> {
-    let header = usize::from(bytes.first()? & 0xf) * 4;
-    let length = usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
-    let address =
-        |at: usize| -> Option<Ipv4Addr> { Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into()) };
-    if bytes[0] >> 4 != 4 || header < IPV4_HEADER || *bytes.get(9)? != packet::PROTOCOL {
-        return None;
+/// A socket that is a member of the group.
+fn member(index: u32, family: Family) -> io::Result<Socket> {
+    let (socket, joined) = match packet::group(family) {
+        IpAddr::V4(group) => {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+            let joined = socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index));
+            (socket, joined)
+        }
+        IpAddr::V6(group) => {
+            let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+            let joined = socket.join_multicast_v6(&group, index);
+            (socket, joined)
+        }
+    };
+    match joined {
+        // An interface without multicast still hears by the packet socket.
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(error),
+        _ => Ok(socket),
     }
-    Some(Packet {
-        source: address(12)?,
-        destination: address(16)?,
-        hop_limit: bytes[8],
-        payload: bytes.get(header..length)?.to_vec(),
-    })
 }
 
-/// Classic BPF: byte 9 of the IP header is 112, or the packet is not queued.
-fn only_vrrp(fd: RawFd) -> io::Result<()> {
-    let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
-    let mut program = [
-        statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 9, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, packet::PROTOCOL.into(), 0, 1),
-        statement(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0),
-        statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-    ];
-    let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+/// A raw IP socket to send with, headers and all. What arrives by it is dropped, for the packet socket has it too; but as
+/// there is a socket, the kernel tells no sender that nobody speaks the protocol.
+fn raw(interface: &str, family: Family) -> io::Result<Socket> {
+    let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(packet::PROTOCOL))))?;
+    filter(socket.as_raw_fd(), &mut [statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0)])?;
+    socket.set_nonblocking(true)?;
+    match family {
+        Family::V4 => socket.set_header_included_v4(true)?,
+        Family::V6 => socket.set_header_included_v6(true)?,
+    }
+    socket.bind_device(Some(interface.as_bytes()))?;
+    Ok(socket)
+}
+
+/// Ethernet's multicast address of a group (RFC 1112 section 6.4, RFC 2464 section 7).
+fn group_mac(group: IpAddr) -> [u8; 6] {
+    match group {
+        IpAddr::V4(group) => {
+            let [_, b, c, d] = group.octets();
+            [0x01, 0x00, 0x5e, b & 0x7f, c, d]
+        }
+        IpAddr::V6(group) => {
+            let [.., a, b, c, d] = group.octets();
+            [0x33, 0x33, a, b, c, d]
+        }
+    }
+}
+
+/// Classic BPF: the IP header's protocol or next header is 112, or the packet is not queued.
+fn only_vrrp(fd: RawFd, family: Family) -> io::Result<()> {
+    let offset = if family == Family::V4 { 9 } else { 6 };
+    filter(
+        fd,
+        &mut [
+            statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, packet::PROTOCOL.into(), 0, 1),
+            statement(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0),
+            statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        ],
+    )
+}
+
+fn statement(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn filter(fd: RawFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
     // SAFETY: `filter` points to `program`, which lives until the call returns; the kernel copies it.
     let result = unsafe {
         libc::setsockopt(
@@ -214,13 +237,14 @@ fn only_vrrp(fd: RawFd) -> io::Result<()> {
     check(result as isize).map(drop)
 }
 
-fn link_address(index: i32, protocol: i32, mac: [u8; 6]) -> libc::sockaddr_ll {
+fn link_address(index: u32, family: Family, mac: [u8; 6]) -> libc::sockaddr_ll {
     let mut address = [0; 8];
     address[..6].copy_from_slice(&mac);
+    let protocol = if family == Family::V4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
     libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: u16::try_from(protocol).unwrap_or_default().to_be(),
-        sll_ifindex: index,
+        sll_ifindex: i32::try_from(index).unwrap_or_default(),
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,
@@ -241,21 +265,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_built_is_taken_apart() {
-        let (source, destination) = (Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(224, 0, 0, 18));
-        let mut bytes = datagram(source, destination, b"payload");
-        assert_eq!(ones_complement(0, &bytes[..IPV4_HEADER]), 0xffff);
-        bytes.extend([0; 13]);
-        let expected = Packet { source, destination, hop_limit: 255, payload: b"payload".to_vec() };
-        assert_eq!(parse(&bytes), Some(expected));
-        for length in 0..IPV4_HEADER + 7 {
-            assert_eq!(parse(&bytes[..length]), None, "{length}");
-        }
-    }
-
-    #[test]
-    fn any_bytes_are_survived() {
-        use proptest::prelude::*;
-        proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..64))| { parse(&bytes); });
+    fn hardware_addresses_of_the_groups() {
+        assert_eq!(group_mac(packet::group(Family::V4)), [0x01, 0, 0x5e, 0, 0, 0x12]);
+        assert_eq!(group_mac(packet::group(Family::V6)), [0x33, 0x33, 0, 0, 0, 0x12]);
     }
 }

@@ -1,0 +1,229 @@
+//! Which addresses are bound to which interface for which election, and what is still to be done about them: released,
+//! bound, renewed, in batches, so that advertisements go out between two of them. It does nothing to the kernel itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use vip_core::vrrp::RouterId;
+
+use super::address::{Key, RENEW};
+
+/// So many addresses are worked on at once: less than a millisecond of the kernel's time.
+const AT_ONCE: usize = 32;
+
+/// The addresses of all elections.
+#[derive(Debug, Default)]
+pub struct Bindings {
+    entries: BTreeMap<Key, Entry>,
+    releases: VecDeque<Key>,
+    wishes: VecDeque<Key>,
+    /// In the order of time. One that does not agree with its entry is out of date.
+    renewals: VecDeque<(Duration, Key)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    router: RouterId,
+    /// When it is to be renewed; `None` until it is bound.
+    renew: Option<Duration>,
+}
+
+/// What is to be done next.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Take these off.
+    pub release: Vec<Key>,
+    /// Bind these.
+    pub bind: Vec<Key>,
+    /// Renew these.
+    pub renew: Vec<Key>,
+}
+
+impl Bindings {
+    /// An election wants an address on an interface. Whether it is there already.
+    pub fn want(&mut self, router: &RouterId, key: Key) -> bool {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.router.clone_from(router);
+            return entry.renew.is_some();
+        }
+        self.entries.insert(key, Entry { router: router.clone(), renew: None });
+        self.wishes.push_back(key);
+        false
+    }
+
+    /// An election does not want an address any more; nothing happens to one that another election has taken over.
+    pub fn give_up(&mut self, router: &RouterId, key: Key) {
+        if self.entries.get(&key).is_some_and(|entry| entry.router == *router)
+            && self.forget(key).is_some_and(|entry| entry.renew.is_some())
+        {
+            self.releases.push_back(key);
+        }
+    }
+
+    /// An address was taken off by another program: it is wanted anew, before all others. Its election, if it is ours.
+    pub fn lost(&mut self, key: Key) -> Option<RouterId> {
+        let entry = self.entries.get_mut(&key)?;
+        if entry.renew.take().is_some() {
+            self.wishes.push_front(key);
+        }
+        Some(entry.router.clone())
+    }
+
+    /// An address is not ours any more; it is left as it is.
+    pub fn disown(&mut self, key: Key) -> Option<RouterId> {
+        self.forget(key).map(|entry| entry.router)
+    }
+
+    fn forget(&mut self, key: Key) -> Option<Entry> {
+        self.wishes.retain(|wish| *wish != key);
+        self.entries.remove(&key)
+    }
+
+    /// An address is bound. Its election, unless it has lost interest.
+    pub fn bound(&mut self, now: Duration, key: Key) -> Option<RouterId> {
+        let entry = self.entries.get_mut(&key)?;
+        entry.renew = Some(now + RENEW);
+        self.renewals.push_back((now + RENEW, key));
+        Some(entry.router.clone())
+    }
+
+    /// What is to be done next; releases come first, for another node may have the address by now.
+    pub fn next_batch(&mut self, now: Duration) -> Batch {
+        let mut batch = Batch::default();
+        batch.release.extend(self.releases.drain(..self.releases.len().min(AT_ONCE)));
+        let room = AT_ONCE - batch.release.len();
+        batch.bind.extend(self.wishes.drain(..self.wishes.len().min(room)));
+        let mut room = room - batch.bind.len();
+        while room > 0
+            && let Some((due, key)) = self.renewals.front().copied()
+            && due <= now
+        {
+            self.renewals.pop_front();
+            if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.renew == Some(due)) {
+                entry.renew = Some(now + RENEW);
+                self.renewals.push_back((now + RENEW, key));
+                batch.renew.push(key);
+                room -= 1;
+            }
+        }
+        batch
+    }
+
+    /// When [`Bindings::next_batch`] has something; `Some(ZERO)`: at once.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        if !self.releases.is_empty() || !self.wishes.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.renewals.front().map(|(due, _)| *due)
+    }
+
+    /// Whether nothing of ours is left anywhere.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.releases.is_empty()
+    }
+
+    /// Whether an address is bound.
+    pub fn is_bound(&self, key: Key) -> bool {
+        self.entries.get(&key).is_some_and(|entry| entry.renew.is_some())
+    }
+
+    /// All that are bound, each with its election.
+    pub fn all(&self) -> impl Iterator<Item = (Key, &RouterId)> {
+        let bound = self.entries.iter().filter(|(_, entry)| entry.renew.is_some());
+        bound.map(|(key, entry)| (*key, &entry.router))
+    }
+
+    /// All that an election has or wants.
+    pub fn of(&self, router: &RouterId) -> Vec<Key> {
+        self.entries.iter().filter(|(_, entry)| entry.router == *router).map(|(key, _)| *key).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use vip_core::vrrp::Family;
+
+    const NOW: Duration = Duration::from_secs(10);
+
+    fn router(vrid: u8) -> RouterId {
+        RouterId { interface: "eth0".into(), family: Family::V4, vrid }
+    }
+
+    fn key(number: u32) -> Key {
+        (2, IpAddr::V4(number.into()))
+    }
+
+    #[test]
+    fn addresses_are_bound_in_batches_and_renewed_in_turn() {
+        let mut bindings = Bindings::default();
+        for number in 0..40 {
+            assert!(!bindings.want(&router(7), key(number)));
+        }
+        let mut sizes = Vec::new();
+        while bindings.next_deadline() == Some(Duration::ZERO) {
+            let batch = bindings.next_batch(NOW);
+            sizes.push(batch.bind.len());
+            for key in batch.bind {
+                assert_eq!(bindings.bound(NOW, key), Some(router(7)));
+            }
+        }
+        assert_eq!(sizes, [AT_ONCE, 40 - AT_ONCE]);
+        assert_eq!(bindings.next_deadline(), Some(NOW + RENEW));
+        assert_eq!(bindings.next_batch(NOW), Batch::default());
+        assert_eq!(bindings.next_batch(NOW + RENEW).renew.len(), AT_ONCE);
+        assert_eq!(bindings.next_batch(NOW + RENEW).renew.len(), 40 - AT_ONCE);
+        assert_eq!(bindings.next_deadline(), Some(NOW + RENEW * 2));
+        assert_eq!(bindings.all().count(), 40);
+    }
+
+    #[test]
+    fn what_is_given_up_is_released_if_it_was_bound() {
+        let mut bindings = Bindings::default();
+        for number in 0..2 {
+            bindings.want(&router(7), key(number));
+        }
+        bindings.next_batch(NOW);
+        bindings.bound(NOW, key(0));
+        for number in 0..2 {
+            bindings.give_up(&router(7), key(number));
+        }
+        assert!(!bindings.is_empty());
+        assert_eq!(bindings.bound(NOW, key(1)), None, "nobody wants it any more");
+        // Bound again while its release waits: off first, then on.
+        bindings.want(&router(7), key(0));
+        let batch = bindings.next_batch(NOW);
+        assert_eq!((batch.release, batch.bind), (vec![key(0)], vec![key(0)]));
+        bindings.give_up(&router(7), key(0));
+        assert!(bindings.is_empty());
+        assert_eq!(bindings.next_batch(NOW + RENEW), Batch::default(), "no renewal is left over");
+    }
+
+    #[test]
+    fn an_address_that_moves_to_another_election_stays() {
+        let mut bindings = Bindings::default();
+        bindings.want(&router(7), key(0));
+        bindings.bound(NOW, key(0));
+        assert!(bindings.want(&router(8), key(0)));
+        bindings.give_up(&router(7), key(0));
+        assert!(bindings.is_bound(key(0)));
+        assert_eq!(bindings.of(&router(8)), [key(0)]);
+    }
+
+    #[test]
+    fn what_is_lost_is_wanted_first() {
+        let mut bindings = Bindings::default();
+        bindings.want(&router(7), key(2));
+        bindings.next_batch(NOW);
+        bindings.bound(NOW, key(2));
+        bindings.want(&router(7), key(0));
+        assert_eq!(bindings.lost(key(9)), None);
+        assert_eq!(bindings.lost(key(2)), Some(router(7)));
+        assert_eq!(bindings.lost(key(2)), Some(router(7)), "twice is once");
+        assert_eq!(bindings.next_batch(NOW).bind, [key(2), key(0)]);
+        assert_eq!(bindings.disown(key(2)), Some(router(7)));
+        assert!(!bindings.is_bound(key(2)));
+    }
+}

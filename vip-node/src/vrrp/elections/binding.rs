@@ -1,0 +1,168 @@
+//! Addresses on the interfaces: bound, renewed, put back and released as the elections want it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use tracing::{info, warn};
+use vip_core::api::Reason;
+use vip_core::vrrp::RouterId;
+
+use super::{Elections, LOOK, permission};
+use crate::vrrp::address::{Change, Key};
+
+impl Elections {
+    /// An election won addresses: they are bound batch by batch, those that are fresh after they were probed.
+    pub(super) fn want(&mut self, id: &RouterId, addresses: &[IpAddr]) {
+        let Some(running) = self.running.get(id) else { return };
+        let (index, now) = (running.index, self.now());
+        for address in addresses {
+            let fresh = !running.succeeds && running.router.config().fresh.contains(address);
+            if fresh && !self.proven.contains(&(id.clone(), *address)) {
+                self.prober.start(now, &id.interface, *address);
+            } else if self.bindings.want(id, (index, *address)) {
+                self.announcer.announce(now, id, &[*address]);
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, id: &RouterId, addresses: &[IpAddr]) {
+        let Some(running) = self.running.get(id) else { return };
+        let index = running.index;
+        for address in addresses {
+            self.bindings.give_up(id, (index, *address));
+            self.announcer.forget(*address);
+            self.claims.forget(*address);
+            self.yielded.remove(&(id.clone(), *address));
+        }
+        self.prober.retain(|interface, address| interface != id.interface || !addresses.contains(&address));
+        self.news.now();
+    }
+
+    /// One batch of what is to be released, bound and renewed.
+    pub(super) fn bind_some(&mut self) {
+        let now = self.now();
+        let batch = self.bindings.next_batch(now);
+        let release = self.addresses.release(&batch.release);
+        for ((key, address), error) in failures(&batch.release, release) {
+            warn!(%address, index = key, %error, "could not be released, its lifetime will end");
+        }
+        let bind = self.addresses.bind(&batch.bind);
+        self.bound(&batch.bind, bind);
+        let renew = self.addresses.renew(&batch.renew);
+        for ((key, address), error) in failures(&batch.renew, renew) {
+            warn!(%address, index = key, %error, "could not be renewed");
+        }
+    }
+
+    fn bound(&mut self, keys: &[Key], results: io::Result<Vec<io::Result<()>>>) {
+        let failed = failures(keys, results);
+        let now = self.now();
+        // An address that is there already may be our own.
+        let doubtful = failed.iter().any(|(_, error)| error.kind() == io::ErrorKind::AlreadyExists);
+        let ours = if doubtful || (!self.marks && failed.len() < keys.len()) {
+            self.addresses.ours().unwrap_or_default()
+        } else {
+            BTreeSet::new()
+        };
+        self.marks |= keys.iter().any(|key| ours.contains(key));
+        for key in keys {
+            let error = failed.iter().find(|(failed, _)| failed == key).map(|(_, error)| error);
+            if error.is_some() && !ours.contains(key) {
+                continue;
+            }
+            if let Some(id) = self.bindings.bound(now, *key) {
+                self.announcer.announce(now, &id, &[key.1]);
+                if self.marks {
+                    self.recover(&id);
+                    self.news.now();
+                } else {
+                    let message = "the kernel keeps no mark on an address (IFA_PROTO, since Linux 5.18): virtual IPs could \
+                                   not be told from the addresses of others";
+                    self.fail(&id, Reason::KernelRefused, message.to_owned(), true);
+                }
+            }
+        }
+        for (key, error) in failed {
+            if !ours.contains(&key)
+                && let Some(id) = self.bindings.disown(key)
+            {
+                let (reason, message) = refused(&id, key.1, &error);
+                self.fail(&id, reason, message, true);
+            }
+        }
+    }
+
+    /// Follows all changes that are known: many at once need one look.
+    pub(super) fn follow_changes(&mut self) {
+        let changes = self.addresses.changes().unwrap_or_else(|error| {
+            warn!(%error, "changes of the interfaces were lost");
+            vec![Change::Other]
+        });
+        for change in &changes {
+            if let Change::Lost(index, address) = change {
+                self.put_back((*index, *address));
+            }
+        }
+        if changes.contains(&Change::Other) {
+            self.look();
+        }
+    }
+
+    /// An address was taken off. If it is still ours it is bound again with the next batch.
+    fn put_back(&mut self, key: Key) {
+        if let Some(id) = self.bindings.lost(key) {
+            info!(address = %key.1, interface = id.interface, "was taken off by another program, putting it back");
+        }
+    }
+
+    pub(super) fn look(&mut self) {
+        let now = self.now();
+        self.look = now + LOOK;
+        let nics = match self.addresses.nics() {
+            Ok(nics) => nics,
+            Err(error) => return warn!(%error, "cannot look at the interfaces"),
+        };
+        let news = self.network.update(now, nics);
+        let bound: Vec<(Key, RouterId)> = self.bindings.all().map(|(key, id)| (key, id.clone())).collect();
+        for (key, id) in bound {
+            let (index, address) = key;
+            if self.network.is_foreign(index, address) {
+                // What another program has made its own (`ip address replace`) is not for us to remove.
+                self.bindings.disown(key);
+            } else if self.network.is_missing(index, address) {
+                self.put_back(key);
+            } else if news.hardware.contains(&index) {
+                self.announcer.announce(now, &id, &[address]);
+            }
+        }
+        if news.any {
+            self.settle();
+        }
+    }
+}
+
+/// The addresses for which it went wrong, and why.
+fn failures(keys: &[Key], results: io::Result<Vec<io::Result<()>>>) -> Vec<(Key, io::Error)> {
+    match results {
+        Ok(results) => {
+            let pairs = keys.iter().zip(results);
+            pairs.filter_map(|(key, result)| Some((*key, result.err()?))).collect()
+        }
+        Err(error) => {
+            let same =
+                || error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+            keys.iter().map(|key| (*key, same())).collect()
+        }
+    }
+}
+
+/// Why an address could not be bound.
+fn refused(id: &RouterId, address: IpAddr, error: &io::Error) -> (Reason, String) {
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        let message = format!("{address} is on {} already, put there by another program", id.interface);
+        return (Reason::Rejected, message);
+    }
+    let (reason, hint) = permission(error, "NET_ADMIN");
+    (reason, format!("cannot bind {address} to {}: {error}{hint}", id.interface))
+}

@@ -1,0 +1,88 @@
+//! Advertisements that arrive: checked, counted, handed to the router they are for.
+
+use tracing::{debug, error, warn};
+use vip_core::api::VrrpState;
+use vip_core::vrrp::packet::{self, Advert, Context, Refusal};
+use vip_core::vrrp::{Family, RouterId};
+
+use super::Elections;
+use crate::vrrp::wire::Packet;
+
+/// So many packets of one socket are read before the timers are looked at: more than a socket's queue holds.
+const BATCH: usize = 1000;
+
+impl Elections {
+    pub(super) fn receive(&mut self) {
+        self.backlog = false;
+        for key in self.sockets.keys() {
+            for read in 0.. {
+                if read == BATCH {
+                    self.backlog = true;
+                    break;
+                }
+                match self.sockets.receive(&key) {
+                    Ok(Some(packet)) => {
+                        if let Err(refusal) = self.accept(&key.0, packet) {
+                            self.heard.refuse(refusal);
+                            self.news.later(self.now());
+                        }
+                    }
+                    Ok(None) => break,
+                    // The socket reports once that its interface went down; the kernel's message tells the rest.
+                    Err(error) => {
+                        debug!(interface = key.0, %error, "cannot receive");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, interface: &str, packet: Packet) -> Result<(), Refusal> {
+        let Packet { source, destination, hop_limit, payload } = packet;
+        let local = Some(destination).filter(|address| self.network.has(interface, *address));
+        let checksum = self.lan.checksum.accepted();
+        let advert = packet::decode(&payload, &Context { source, destination, local, hop_limit, checksum })?;
+        let id = RouterId { interface: interface.to_owned(), family: Family::of(source), vrid: advert.vrid };
+        let known = self.lan.peer(source).is_some();
+        if self.network.has(interface, source) {
+            return Err(Refusal::Own);
+        }
+        let Some(running) = self.running.get_mut(&id) else {
+            if !known {
+                self.ignore(&id, source, &advert);
+            }
+            return Err(Refusal::Vrid(advert.vrid));
+        };
+        if !known && !running.router.config().is_claimed_by(&advert) {
+            self.ignore(&id, source, &advert);
+            return Err(Refusal::Foreign);
+        }
+        running.succeeds |= advert.priority > 0 && running.router.state() == VrrpState::Backup;
+        let rival = advert.priority == 255 && running.router.config().priority == 255;
+        if rival && !std::mem::replace(&mut running.rivalled, true) {
+            error!(vrid = id.vrid, interface, %source, "two routers have priority 255: one of them is misconfigured");
+        }
+        let now = self.epoch.elapsed();
+        let master = running.router.master();
+        let actions = running.router.receive(now, source, &advert);
+        if running.router.master() != master || self.heard.accept(now, &id, source, advert.priority) {
+            self.news.now();
+        }
+        self.act(&id, actions);
+        Ok(())
+    }
+
+    /// A router that speaks for others is remembered, and never obeyed.
+    fn ignore(&mut self, id: &RouterId, source: std::net::IpAddr, advert: &Advert) {
+        let now = self.now();
+        let known = self.heard.foreign(now).iter().any(|heard| heard.id == *id && heard.address == source);
+        if !self.heard.ignore(now, id, source, advert.priority) {
+            return;
+        }
+        self.news.later(now);
+        if !known && self.running.contains_key(id) {
+            warn!(vrid = id.vrid, interface = id.interface, %source, "a foreign router has the same identifier");
+        }
+    }
+}
