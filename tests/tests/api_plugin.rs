@@ -5,12 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
+#[path = "api_plugin/agents.rs"]
+mod agents;
 #[path = "api_plugin/expose.rs"]
 mod expose;
 #[path = "api_plugin/install.rs"]
 mod install;
 #[path = "api_plugin/mistakes.rs"]
 mod mistakes;
+#[path = "api_plugin/owners.rs"]
+mod owners;
 #[path = "api_plugin/status.rs"]
 mod status;
 

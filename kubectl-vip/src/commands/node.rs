@@ -1,27 +1,34 @@
-//! `node list`: the nodes with an agent, and the addresses that each owns.
+//! `node list`: the nodes with an agent, whether they can serve, and the addresses that each owns.
 
 pub mod drain;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::json;
 use vip_core::api::{InterfaceStatus, VIPNode, VIPNodeStatus, VirtualIP, VrrpState};
+use vip_core::validate::{CheckedPool, check_pools};
 
 use crate::cli::List;
 use crate::cluster::{Cluster, silence, title_of};
 use crate::exit::Result;
+use crate::fitness::is_drained;
 use crate::output::{self, Form, NONE, Table};
+
+/// So many addresses of a node stand in the table; the others are counted.
+const SHOWN: usize = 3;
 
 /// Runs the command.
 pub async fn list(cluster: &Cluster, args: &List) -> Result<()> {
-    let (nodes, vips) = futures::join!(cluster.list_nodes(), cluster.list_vips());
+    let (nodes, vips, pools) =
+        futures::join!(cluster.list_nodes(), cluster.list_vips(), cluster.list_pools());
     // Here the nodes are what was asked for: a refusal is the answer.
     let mut nodes = match nodes? {
         Some(nodes) => nodes,
         None => cluster.nodes().list(&Default::default()).await?.items,
     };
-    // Without the virtual IPs the table lacks a column, no more.
-    let vips = vips.unwrap_or_default();
+    // Without virtual IPs or pools the table lacks a column, no more.
+    let (vips, pools) = (vips.unwrap_or_default(), check_pools(&pools.unwrap_or_default()).0);
     nodes.sort_by_key(ResourceExt::name_any);
     match Form::from(args.output) {
         Form::Names => {
@@ -38,14 +45,15 @@ pub async fn list(cluster: &Cluster, args: &List) -> Result<()> {
         }
         Form::Table { .. } if nodes.is_empty() => output::say("No vip-node has reported to the cluster."),
         Form::Table { wide } => {
-            output::print(&table(&nodes, &vips, wide, Timestamp::now()).render(args.no_headers));
+            output::print(&table(&nodes, &vips, &pools, wide, Timestamp::now()).render(args.no_headers));
         }
     }
     Ok(())
 }
 
-fn table(nodes: &[VIPNode], vips: &[VirtualIP], wide: bool, now: Timestamp) -> Table {
-    let mut headers = vec!["NODE", "READY", "VERSION", "INTERFACE", "ADDRESS", "MASTER-OF", "LAST-SEEN"];
+fn table(nodes: &[VIPNode], vips: &[VirtualIP], pools: &[CheckedPool], wide: bool, now: Timestamp) -> Table {
+    let mut headers =
+        vec!["NODE", "STATUS", "VERSION", "INTERFACE", "ADDRESS", "OWNS", "VIRTUAL-IPS", "LAST-SEEN"];
     if wide {
         headers.extend(["PEERS", "REASON", "MESSAGE"]);
     }
@@ -53,15 +61,21 @@ fn table(nodes: &[VIPNode], vips: &[VirtualIP], wide: bool, now: Timestamp) -> T
     for node in nodes {
         let status = node.status.clone().unwrap_or_default();
         let silent = silence(node, now);
-        let ready = match silent {
-            Some(_) => "Unknown",
-            None if status.dataplane.ready => "True",
-            None => "False",
+        let mut word = match silent {
+            Some(seconds) => format!("Unknown ({})", output::span(seconds)),
+            None if status.dataplane.ready => "Ready".to_owned(),
+            None => "NotReady".to_owned(),
         };
-        let interface = interface(&status);
-        let owned = match silent {
-            Some(_) => output::UNKNOWN.to_owned(),
-            None => owned(&status, vips).join(","),
+        if is_drained(node) {
+            word.push_str(",Drained");
+        }
+        let (interfaces, addresses) = lan(&status, pools);
+        let (count, owned) = match silent {
+            Some(_) => (output::UNKNOWN.to_owned(), output::UNKNOWN.to_owned()),
+            None => {
+                let owned = owned(&status, vips);
+                (owned.len().to_string(), abridged(&owned, if wide { owned.len() } else { SHOWN }))
+            }
         };
         let seen = status
             .renew_time
@@ -70,10 +84,11 @@ fn table(nodes: &[VIPNode], vips: &[VirtualIP], wide: bool, now: Timestamp) -> T
         let version = status.agent_version.trim_start_matches('v');
         let mut row = vec![
             node.name_any(),
-            ready.to_owned(),
+            word,
             if version.is_empty() { String::new() } else { format!("v{version}") },
-            interface.map(|i| i.name.clone()).unwrap_or_default(),
-            interface.map(|i| i.addresses.join(",")).unwrap_or_default(),
+            interfaces,
+            addresses,
+            count,
             owned,
             seen,
         ];
@@ -89,15 +104,39 @@ fn table(nodes: &[VIPNode], vips: &[VirtualIP], wide: bool, now: Timestamp) -> T
     table
 }
 
-/// The interface on which the node competes; before it does, the first that could.
-fn interface(status: &VIPNodeStatus) -> Option<&InterfaceStatus> {
-    let elects =
-        |interface: &&InterfaceStatus| status.virtual_routers.iter().any(|r| r.interface == interface.name);
-    status
-        .interfaces
+/// The first few of a list, as kubectl shortens endpoints: `a,b,c + 2 more...`.
+fn abridged(list: &[String], most: usize) -> String {
+    match list.get(most..) {
+        Some(rest) if !rest.is_empty() => format!("{} + {} more...", list[..most].join(","), rest.len()),
+        _ => list.join(","),
+    }
+}
+
+/// The interfaces on which the node could own addresses of the pools, or does, and its own addresses there.
+fn lan(status: &VIPNodeStatus, pools: &[CheckedPool]) -> (String, String) {
+    let (mut names, mut addresses) = (Vec::new(), Vec::new());
+    for interface in &status.interfaces {
+        let of_pools = interface.addresses.iter().filter(|address| is_lan(interface, address, pools));
+        let mut here: Vec<&str> = of_pools.map(String::as_str).collect();
+        if here.is_empty() && status.virtual_routers.iter().any(|r| r.interface == interface.name) {
+            here = interface.addresses.iter().map(String::as_str).collect();
+        }
+        if !here.is_empty() {
+            names.push(interface.name.as_str());
+            addresses.extend(here);
+        }
+    }
+    (names.join(","), addresses.join(","))
+}
+
+/// Whether addresses of a pool are in the subnet of this address of an interface.
+fn is_lan(interface: &InterfaceStatus, address: &str, pools: &[CheckedPool]) -> bool {
+    let Ok(network) = address.parse::<IpNet>() else { return false };
+    pools
         .iter()
-        .find(elects)
-        .or_else(|| status.interfaces.iter().find(|i| i.carrier && !i.addresses.is_empty()))
+        .filter(|pool| pool.interface.as_ref().is_none_or(|name| *name == interface.name))
+        .flat_map(|pool| pool.addresses.spans())
+        .any(|span| network.contains(&span.first()) || network.contains(&span.last()))
 }
 
 /// The addresses whose virtual routers the node is master of.
@@ -120,13 +159,13 @@ mod tests {
     #[test]
     fn what_is_known_of_each_node() {
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let node = |name: &str, renewed: &str, state: &str| -> VIPNode {
+        let node = |name: &str, renewed: &str, state: &str, labels: serde_json::Value| -> VIPNode {
             serde_json::from_value(json!({
-                "metadata": {"name": name},
+                "metadata": {"name": name, "labels": labels},
                 "status": {
                     "renewTime": renewed, "agentVersion": "0.1.0", "dataplane": {"ready": true},
                     "interfaces": [
-                        {"name": "eth0", "mac": "m", "addresses": ["10.0.2.15/24"], "carrier": true},
+                        {"name": "cni0", "mac": "m", "addresses": ["10.244.0.1/24"], "carrier": true},
                         {"name": "eth1", "mac": "m", "addresses": ["192.168.10.11/24"], "carrier": true},
                     ],
                     "virtualRouters": [{"interface": "eth1", "family": 4, "virtualRouter": 100, "state": state,
@@ -135,21 +174,38 @@ mod tests {
             }))
             .unwrap()
         };
-        let vip: VirtualIP = serde_json::from_value(json!({
-            "metadata": {"name": "192.168.10.241"}, "spec": {"address": "192.168.10.241", "virtualRouter": 100},
-        }))
-        .unwrap();
+        let vip = |last: u8| -> VirtualIP {
+            let address = format!("192.168.10.{last}");
+            serde_json::from_value(json!({
+                "metadata": {"name": address}, "spec": {"address": address, "virtualRouter": 100},
+            }))
+            .unwrap()
+        };
+        let vips: Vec<VirtualIP> = (241..=244).map(vip).collect();
         let nodes = [
-            node("node-1", "2026-01-01T00:00:58Z", "Master"),
-            node("node-2", "2026-01-01T00:00:50Z", "Backup"),
-            node("node-3", "2026-01-01T00:00:00Z", "Master"),
+            node("node-1", "2026-01-01T00:00:58Z", "Master", json!({})),
+            node("node-2", "2026-01-01T00:00:50Z", "Backup", json!({"kubectl-vip.io/drain": "true"})),
+            node("node-3", "2026-01-01T00:00:00Z", "Master", json!({})),
         ];
+        let pool = crate::commands::pool::draft(
+            "lab",
+            &["192.168.10.240/28".to_owned()],
+            vip_core::api::VirtualRouterRange { first: 100, count: 64 },
+        );
+        let pools = [CheckedPool::new(&pool).unwrap()];
         assert_eq!(
-            table(&nodes, &[vip], false, now).render(false),
-            "NODE     READY     VERSION   INTERFACE   ADDRESS            MASTER-OF        LAST-SEEN\n\
-             node-1   True      v0.1.0    eth1        192.168.10.11/24   192.168.10.241   2s ago\n\
-             node-2   True      v0.1.0    eth1        192.168.10.11/24   <none>           10s ago\n\
-             node-3   Unknown   v0.1.0    eth1        192.168.10.11/24   <unknown>        60s ago\n"
+            table(&nodes, &vips, &pools, false, now).render(false),
+            "NODE     STATUS          VERSION   INTERFACE   ADDRESS            OWNS        VIRTUAL-IPS                                                LAST-SEEN\n\
+             node-1   Ready           v0.1.0    eth1        192.168.10.11/24   4           192.168.10.241,192.168.10.242,192.168.10.243 + 1 more...   2s ago\n\
+             node-2   Ready,Drained   v0.1.0    eth1        192.168.10.11/24   0           <none>                                                     10s ago\n\
+             node-3   Unknown (60s)   v0.1.0    eth1        192.168.10.11/24   <unknown>   <unknown>                                                  60s ago\n"
+        );
+        let wide = table(&nodes, &vips, &pools, true, now).render(true);
+        assert!(wide.contains("192.168.10.243,192.168.10.244"), "{wide}");
+        let without = table(&nodes[..1], &[], &[], false, now).render(true);
+        assert!(
+            without.contains("v0.1.0   eth1"),
+            "where it competes is its LAN, whatever the pools: {without}"
         );
     }
 }

@@ -17,6 +17,7 @@ use self::judge::{Judge, Problem};
 use crate::cli::StatusArgs;
 use crate::cli::target::Target;
 use crate::cluster::{Cluster, permitted, title_of};
+use crate::commands::pool::lan::Clash;
 use crate::commands::pool::taken;
 use crate::commands::version::versions;
 use crate::exit::{Failure, Result};
@@ -171,6 +172,16 @@ impl View {
             about: fault.object,
             message: fault.why,
         }));
+        for (place, pool) in pools.iter().enumerate() {
+            let before = pools.iter().take(place);
+            let clashes = before.filter_map(|other| Some((Clash::between(pool, other)?, other)));
+            problems.extend(clashes.map(|(clash, other)| Problem {
+                code: "VIP205",
+                about: format!("VIPPool {}", pool.name),
+                message: clash.sentence(pool, other),
+                command: "kubectl vip pool list -o wide".to_owned(),
+            }));
+        }
         let mut rows = Vec::new();
         for vip in shown {
             let verdict = judge.judge(vip);
@@ -441,6 +452,17 @@ mod tests {
         let text = text(&view, &scope(true));
         assert!(text.starts_with("Agent: Forbidden    Pools: Forbidden\n"), "{text}");
         assert!(text.contains("192.168.10.241   Forbidden   node-2   3/3        Active"), "{text}");
+    }
+
+    #[test]
+    fn pools_that_want_the_same_are_a_problem() {
+        let mut view = view();
+        let range = VirtualRouterRange { first: 163, count: 9 };
+        view.pools.as_mut().unwrap().push(draft("other", &["10.0.0.1".to_owned()], range));
+        let text = text(&view, &scope(true));
+        let sentence =
+            "! VIP205 VIPPool other: virtual router 163 of pool \"other\" belongs to pool \"lab\" (100-163)";
+        assert!(text.contains(sentence), "{text}");
     }
 
     #[test]

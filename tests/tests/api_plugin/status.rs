@@ -1,67 +1,21 @@
 //! What `status`, `node list`, `version` and a waiting `expose` make of what agents report.
 
-use std::{
-    thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{thread, time::Duration};
 
-use lab::{Lab, Output, command};
+use lab::{Output, command};
 use serde_json::{Value, json};
 
-use super::{LIMIT, exclusive, installed, namespace, pool, said, vip};
-
-/// Reports as the agent of a node.
-fn report(lab: &Lab, node: &str, status: &Value) {
-    let agent = |arguments: &[&str]| {
-        let mut kubectl = lab.kubectl_command().unwrap();
-        kubectl.args(arguments).args(["--as", "system:serviceaccount:kubectl-vip:vip-node"]);
-        kubectl.arg(format!("--as-user-extra=authentication.kubernetes.io/node-name={node}"));
-        command::run(&mut kubectl, LIMIT).and_then(Output::ok).unwrap()
-    };
-    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{node}.json"));
-    let object =
-        json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPNode", "metadata": {"name": node}});
-    std::fs::write(&file, object.to_string()).unwrap();
-    agent(&["apply", "--server-side", "-f", &file.display().to_string()]);
-    let patch = json!({"status": status}).to_string();
-    agent(&["patch", "vipnode", node, "--subresource=status", "--type=merge", "-p", &patch]);
-}
-
-/// A moment so many seconds ago, as Kubernetes writes it.
-fn ago(seconds: u64) -> String {
-    let then = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - Duration::from_secs(seconds);
-    let date = format!("@{}", then.as_secs());
-    command::words(&["date", "-u", "-d", &date, "+%Y-%m-%dT%H:%M:%SZ"]).unwrap().text().to_owned()
-}
-
-fn node(renewed: &str, state: &str) -> Value {
-    json!({
-        "renewTime": renewed, "agentVersion": "0.1.0", "dataplane": {"ready": true},
-        "interfaces": [{"name": "eth0", "mac": "52:54:00:00:00:01", "addresses": ["10.98.7.200/24"], "carrier": true}],
-        "virtualRouters": [{"interface": "eth0", "family": 4, "virtualRouter": 7, "state": state, "priority": 254,
-                            "since": "2026-01-01T00:00:00Z"}],
-    })
-}
-
-/// What the owner writes about a virtual IP.
-fn own(lab: &Lab, address: &str, node: &str, programmed: &str, reason: &str, ready: u32) {
-    let condition = |kind: &str, status: &str, reason: &str| json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": ago(840)});
-    let status = json!({"status": {
-        "node": node, "since": ago(840), "backends": {"ready": ready, "total": 3},
-        "conditions": [condition("Announced", "True", "Active"), condition("Programmed", programmed, reason)],
-    }});
-    let patch = status.to_string();
-    lab.kubectl(["patch", "virtualip", address, "--subresource=status", "--type=merge", "-p", &patch])
-        .and_then(Output::ok)
-        .unwrap();
-}
+use super::{
+    agents::{ago, node, own, report},
+    exclusive, installed, namespace, pool, said, vip,
+};
 
 #[test]
 fn reports_are_shown_for_as_long_as_they_hold() {
     let (lab, _guard) = installed();
     namespace(lab, "seen", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
     pool(lab, "seen", "10.98.7.1-10.98.7.4");
-    report(lab, "plugin-node", &node(&ago(0), "Master"));
+    report(lab, "plugin-node", &node("10.98.7.200/24", 7, &ago(0), "Master"));
 
     let exposed = thread::scope(|scope| {
         let running = scope.spawn(|| vip(lab, "expose svc/web -n seen --pool seen --wait --timeout 60s"));
@@ -81,7 +35,7 @@ fn reports_are_shown_for_as_long_as_they_hold() {
 
     said(lab, "expose svc/api -n seen --pool seen --wait=false");
     own(lab, "10.98.7.2", "plugin-node", "False", "NoEndpoints", 0);
-    report(lab, "plugin-node", &node(&ago(0), "Master"));
+    report(lab, "plugin-node", &node("10.98.7.200/24", 7, &ago(0), "Master"));
     let status = said(lab, "status -n seen");
     let line = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -99,10 +53,10 @@ fn reports_are_shown_for_as_long_as_they_hold() {
     let nodes = said(lab, "node list");
     let row = nodes.lines().find(|line| line.starts_with("plugin-node")).unwrap();
     let row: Vec<&str> = row.split_whitespace().collect();
-    assert_eq!(row[1..6], ["True", "v0.1.0", "eth0", "10.98.7.200/24", "10.98.7.1,10.98.7.2"]);
+    assert_eq!(row[1..7], ["Ready", "v0.1.0", "eth0", "10.98.7.200/24", "2", "10.98.7.1,10.98.7.2"]);
     assert!(said(lab, "version").starts_with("Client Version: v0.1.0\nAgent Version: "));
 
-    report(lab, "plugin-node", &node(&ago(90), "Master"));
+    report(lab, "plugin-node", &node("10.98.7.200/24", 7, &ago(90), "Master"));
     let silent = said(lab, "status svc/web -n seen");
     assert!(silent.contains("<unknown>   <unknown>   Unknown (9"), "{silent}");
     assert!(silent.contains("! VIP202 seen/web: last owner plugin-node has been silent for 9"), "{silent}");
@@ -119,7 +73,7 @@ fn agents_of_another_version_are_not_written_to() {
     let (lab, _guard) = exclusive();
     namespace(lab, "skew", &[("web", 80, "TCP")]);
     pool(lab, "skew", "10.98.8.1-10.98.8.4");
-    let mut old = node(&ago(0), "Backup");
+    let mut old = node("10.98.8.200/24", 8, &ago(0), "Backup");
     old["agentVersion"] = json!("0.9.0");
     report(lab, "plugin-old", &old);
     let output = vip(lab, "expose svc/web -n skew --pool skew").unwrap();

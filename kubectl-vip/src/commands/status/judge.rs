@@ -8,10 +8,17 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use serde::Serialize;
-use vip_core::api::{CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, Reason, ServiceRef, VIPNode, VirtualIP};
+use vip_core::api::{
+    CONDITION_ANNOUNCED, CONDITION_CONFLICT, CONDITION_PROGRAMMED, PLUGIN_MANAGER, Reason, ServiceRef,
+    VIPNode, VirtualIP,
+};
 
 use crate::cluster::silence;
+use crate::fitness::unready;
 use crate::output::{NONE, PENDING, UNKNOWN, span};
+
+/// A virtual IP may be away from the node it is pinned to for so long (seconds) before that is worth a word.
+const PATIENCE: i64 = 60;
 
 /// What is wrong: a code to look up, a sentence, and the one command that helps.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,9 +83,10 @@ impl<'a> Judge<'a> {
         let problem =
             |code, message: String, command: String| Problem { code, about: about.clone(), message, command };
         let (announced, programmed) = (condition(CONDITION_ANNOUNCED), condition(CONDITION_PROGRAMMED));
+        let conflict = condition(CONDITION_CONFLICT).filter(|condition| condition.status == "True");
 
         let Some(owner) = &status.node else {
-            let (word, problems) = match announced.filter(|condition| condition.status != "True") {
+            let (word, mut problems) = match announced.filter(|condition| condition.status != "True") {
                 Some(condition) => (condition.reason.clone(), vec![self.fault(vip, condition)]),
                 None => {
                     let message = format!("no node owns {}", vip.spec.address);
@@ -88,6 +96,9 @@ impl<'a> Judge<'a> {
                     )
                 }
             };
+            // Where nobody owns it for that very reason, once is enough.
+            let other = conflict.filter(|condition| condition.reason != word);
+            problems.extend(other.map(|condition| self.fault(vip, condition)));
             let backends = if bare { NONE } else { PENDING }.to_owned();
             return Verdict { owner: PENDING.to_owned(), backends, status: word, problems };
         };
@@ -100,8 +111,12 @@ impl<'a> Judge<'a> {
                 problems: vec![problem("VIP202", message, describe)],
             };
         }
-        let faults: Vec<&Condition> =
-            [announced, programmed].into_iter().flatten().filter(|c| c.status != "True").collect();
+        let faults: Vec<&Condition> = [announced, programmed]
+            .into_iter()
+            .flatten()
+            .filter(|condition| condition.status != "True")
+            .chain(conflict)
+            .collect();
         let backends = match bare {
             true => NONE.to_owned(),
             false => format!("{}/{}", status.backends.ready, status.backends.total),
@@ -111,11 +126,38 @@ impl<'a> Judge<'a> {
             None if announced.is_none() => "Pending".to_owned(),
             None => Reason::Active.to_string(),
         };
-        let problems = faults.into_iter().map(|condition| self.fault(vip, condition)).collect();
+        let mut problems: Vec<Problem> =
+            faults.into_iter().map(|condition| self.fault(vip, condition)).collect();
+        problems.extend(self.stray(vip, owner));
         Verdict { owner: owner.clone(), backends, status: word, problems }
     }
 
-    /// A condition that is not true, as a problem.
+    /// A virtual IP that has not gone for long to the node that it is pinned to.
+    fn stray(&self, vip: &VirtualIP, owner: &str) -> Option<Problem> {
+        let wanted = vip.spec.preferred_node.as_deref().filter(|wanted| *wanted != owner)?;
+        let since = vip.status.as_ref()?.since.as_ref().map(|time| time.0);
+        let fields = vip.metadata.managed_fields.iter().flatten();
+        let pinned = fields.filter(|entry| entry.manager.as_deref() == Some(PLUGIN_MANAGER));
+        let pinned = pinned.filter_map(|entry| entry.time.as_ref()).map(|time| time.0).max();
+        let away = self.now.as_second() - since.max(pinned)?.as_second();
+        if away <= PATIENCE {
+            return None;
+        }
+        let unpin = format!("kubectl vip move {} --unpin", vip.spec.address);
+        let (why, command) = match self.nodes.as_ref().map(|nodes| nodes.get(wanted)) {
+            Some(None) => (format!(": node {wanted} has no agent"), unpin),
+            Some(Some(node)) => match unready(node, self.now) {
+                Some(unfit) => (format!(": {}", unfit.why), unfit.help),
+                None => (String::new(), "kubectl vip node list -o wide".to_owned()),
+            },
+            None => (String::new(), unpin),
+        };
+        let message =
+            format!("{} is pinned to {wanted}, but on {owner} for {}{why}", vip.spec.address, span(away));
+        Some(Problem { code: "VIP209", about: about(vip), message, command })
+    }
+
+    /// A condition that is not as it should be, as a problem.
     fn fault(&self, vip: &VirtualIP, condition: &Condition) -> Problem {
         let since = span(self.now.as_second() - condition.last_transition_time.0.as_second());
         let service = vip.spec.services.first().cloned();
@@ -139,7 +181,9 @@ impl<'a> Judge<'a> {
             "ForeignEntry" => ("VIP305", said, describe),
             "Invalid" => ("VIP306", said, format!("kubectl get virtualip {} -o yaml", vip.name_any())),
             "Rejected" => ("VIP204", said, "kubectl vip pool list".to_owned()),
-            "NoCandidate" | "NoInterface" | "NodeExcluded" => {
+            "AddressInUse" => ("VIP207", said, describe),
+            "AddressClaimed" => ("VIP208", said, describe),
+            "NoCandidate" | "NoInterface" | "NodeExcluded" | "NodeDrained" => {
                 ("VIP201", said, "kubectl vip node list -o wide".to_owned())
             }
             _ => ("VIP206", said, describe),
@@ -324,6 +368,63 @@ mod tests {
             ("VIP204", "kubectl vip pool list")
         );
         assert_eq!(rejected.problems[0].message, "10.0.0.1 is in no pool (for 14m)");
+    }
+
+    #[test]
+    fn others_that_use_the_address() {
+        let mac = "10.0.0.1 answered ARP from 52:54:00:aa:bb:cc (eth0 on node-1)";
+        let in_use = [
+            condition("Announced", "False", "AddressInUse", mac),
+            condition("Conflict", "True", "AddressInUse", mac),
+        ];
+        let verdict = judge(json!({"conditions": in_use}), LATELY);
+        assert_eq!(verdict.status, "AddressInUse");
+        let said: Vec<String> =
+            verdict.problems.iter().map(|p| format!("{} {}", p.code, p.message)).collect();
+        assert_eq!(said, [format!("VIP207 {mac} (for 14m)")]);
+
+        let claimed = [
+            condition("Announced", "True", "Active", ""),
+            condition("Conflict", "True", "AddressClaimed", "52:54:00:aa:bb:cc claims it"),
+        ];
+        let verdict = judge(json!({"node": "node-1", "conditions": claimed}), LATELY);
+        assert_eq!((verdict.status.as_str(), verdict.problems[0].code), ("AddressClaimed", "VIP208"));
+        let over =
+            [condition("Announced", "True", "Active", ""), condition("Conflict", "False", "NoConflict", "")];
+        assert!(judge(json!({"node": "node-1", "conditions": over}), LATELY).problems.is_empty());
+    }
+
+    #[test]
+    fn away_from_where_it_is_pinned() {
+        let mut drained = node("node-2", LATELY);
+        drained.metadata.labels = Some([("kubectl-vip.io/drain".to_owned(), "true".to_owned())].into());
+        let nodes = [node("node-1", LATELY), drained, node("node-3", LATELY)];
+        let judge = Judge::new(Some(&nodes), now());
+        let said = |pin: &str, since: &str, pinned: &str| {
+            let mut vip = vip(json!({
+                "node": "node-1", "since": since, "conditions": [condition("Announced", "True", "Active", "")]}));
+            vip.spec.preferred_node = Some(pin.to_owned());
+            vip.metadata.managed_fields =
+                serde_json::from_value(json!([{"manager": "kubectl-vip", "time": pinned}])).unwrap();
+            let problems = judge.judge(&vip).problems;
+            problems.first().map(|p| format!("{} {}; {}", p.code, p.message, p.command)).unwrap_or_default()
+        };
+        let long = "2026-01-01T00:00:00Z";
+        assert_eq!(said("node-1", long, long), "");
+        assert_eq!(said("node-2", long, LATELY), "", "it may be on its way");
+        assert_eq!(said("node-2", LATELY, long), "");
+        assert_eq!(
+            said("node-2", long, long),
+            "VIP209 10.0.0.1 is pinned to node-2, but on node-1 for 14m: node node-2 is drained; \
+             kubectl vip node undrain node-2"
+        );
+        assert_eq!(
+            said("node-3", long, long),
+            "VIP209 10.0.0.1 is pinned to node-3, but on node-1 for 14m; kubectl vip node list -o wide"
+        );
+        assert!(
+            said("node-9", long, long).ends_with("node-9 has no agent; kubectl vip move 10.0.0.1 --unpin")
+        );
     }
 
     #[test]
