@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::segment::{Link, Random, Segment};
 use super::{count, explore, holds, interval, lan};
+use crate::vrrp::timers;
 
 /// A LAN that has settled, whose packets take up to 20 ms.
 fn settled(seed: u64, traced: bool) -> Result<Segment, String> {
@@ -25,10 +26,12 @@ fn wait(lan: &mut Segment) -> Duration {
     lan.random.time(limit)
 }
 
-/// No two hosts have the address together for longer than an advertisement is on its way.
+/// No two hosts have the address together for longer than an advertisement is on its way. Where that takes longer than
+/// the skew of the first in rank (0.8 ms at 100 ms), the last word and the goodbye of an old master can come in after the
+/// first word of its successor and be believed; who then takes over is answered: two advertisements.
 #[test]
 fn two_never_own_for_longer_than_an_advertisement_flies() {
-    explore(one_at_a_time, &[], 2500);
+    explore(one_at_a_time, &[3180, 12812], 2500);
 }
 
 fn one_at_a_time(seed: u64, traced: bool) -> Result<(), String> {
@@ -48,7 +51,9 @@ fn one_at_a_time(seed: u64, traced: bool) -> Result<(), String> {
     }
     lan.run(lan.down() * 2);
     let record = lan.record();
-    holds(record.shared <= lan.link.flight, || format!("{record:?}, flights up to {:?}", lan.link.flight))
+    let slow = lan.link.flight > timers::skew(254, lan.interval());
+    let bound = lan.link.flight * if slow { 2 } else { 1 };
+    holds(record.shared <= bound, || format!("{record:?}, flights up to {:?}", lan.link.flight))
 }
 
 /// Leaving and offering, again and again and at the same time, while somebody is there who can take over: who has been
