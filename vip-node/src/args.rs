@@ -59,6 +59,9 @@ pub struct AgentArgs {
     /// Where the node's network sysctls (/proc/sys/net) can be written
     #[arg(long, env = "VIP_SYSCTL_DIR", default_value = "/proc/sys/net")]
     pub sysctl_dir: PathBuf,
+    /// Folder for the last known state of the cluster, from which an agent goes on that starts without the API server
+    #[arg(long, env = "VIP_STATE_DIR", default_value = "/var/lib/kubectl-vip")]
+    pub state_dir: PathBuf,
     /// Address and port of /healthz and /readyz
     #[arg(long, env = "VIP_HEALTH", default_value = "127.0.0.1:10212")]
     pub health: std::net::SocketAddr,

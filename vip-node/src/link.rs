@@ -88,6 +88,8 @@ pub struct RouterReport {
     pub state: VrrpState,
     /// This node's priority in it.
     pub priority: u8,
+    /// The address that this node advertises from.
+    pub source: Option<IpAddr>,
     /// Source address of the master's last advertisement, unless it is us.
     pub master: Option<IpAddr>,
     /// Addresses that are bound here now.

@@ -13,7 +13,7 @@ mod announce;
 mod bindings;
 mod elections;
 mod heard;
-mod neighbours;
+pub mod neighbours;
 mod network;
 mod sockets;
 mod timer;

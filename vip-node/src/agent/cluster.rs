@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context;
 use backon::ExponentialBuilder;
 use futures::{StreamExt, TryStreamExt};
-use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node as KubeNode, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ObjectMeta;
@@ -22,17 +21,22 @@ use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use vip_core::api::{DRAIN_LABEL, ServiceRef, VIPNode, VIPPool, VirtualIP};
-use vip_core::desired::Objects;
-use vip_core::vrrp::Peer;
 
-/// The label by which an EndpointSlice names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use super::view::{View, peer, service_of};
+
+/// A way to the API server.
+pub struct Connection {
+    /// The client.
+    pub client: Client,
+    /// What no other cluster has: the certificates of its authority, or its address where it has none.
+    pub cluster: Vec<u8>,
+}
 
 /// Connects as the pod's service account, or as a kubeconfig file says.
 ///
 /// # Errors
 /// When there is neither a usable service account nor a usable file; an API server that does not answer is no error.
-pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
+pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Connection> {
     let mut config = match kubeconfig {
         Some(path) => {
             let file =
@@ -45,7 +49,9 @@ pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
             .context("not in a pod with a service account; outside of one, --kubeconfig names a file")?,
     };
     config.connect_timeout = Some(Duration::from_secs(5));
-    Client::try_from(config).context("API client")
+    let authority = config.root_cert.as_ref().map(|certificates| certificates.concat());
+    let cluster = authority.unwrap_or_else(|| config.cluster_url.to_string().into_bytes());
+    Ok(Connection { client: Client::try_from(config).context("API client")?, cluster })
 }
 
 /// The watched objects.
@@ -92,87 +98,33 @@ impl Cluster {
         self.changed.notified().await;
     }
 
-    /// The objects from which this node's duties follow.
-    pub fn objects(&self) -> Objects {
-        let mut objects = Objects::default();
+    /// What is known now.
+    pub fn view(&self, own: &str) -> View {
+        let mut view = View::default();
         for vip in self.vips.state() {
             match &vip.parsed {
-                Ok(parsed) => objects.vips.push(parsed.clone()),
-                Err(error) => objects.malformed.push((vip.name_any(), error.clone())),
+                Ok(parsed) => view.vips.push(parsed.clone()),
+                Err(error) => view.malformed.push((vip.name_any(), error.clone())),
             }
         }
-        objects.pools = self.pools.state().iter().filter_map(|pool| pool.parsed.clone().ok()).collect();
-        let wanted: std::collections::BTreeSet<&ServiceRef> =
-            objects.vips.iter().flat_map(|vip| &vip.spec.services).collect();
-        for reference in &wanted {
-            let key = ObjectRef::new(&reference.name).within(&reference.namespace);
-            if let Some(service) = self.services.get(&key) {
-                objects.services.insert((*reference).clone(), service);
-            }
-        }
-        for slice in self.slices.state() {
-            let Some(name) = slice.labels().get(SERVICE_NAME) else { continue };
-            let reference =
-                ServiceRef { namespace: slice.namespace().unwrap_or_default(), name: name.clone() };
-            if wanted.contains(&reference) {
-                objects.slices.entry(reference).or_default().push(slice);
-            }
-        }
-        objects
+        let wanted = View::wanted(&view.vips);
+        let service = |reference: &&ServiceRef| {
+            self.services.get(&ObjectRef::new(&reference.name).within(&reference.namespace))
+        };
+        view.services = wanted.iter().filter_map(service).collect();
+        let mut slices = self.slices.state();
+        slices.retain(|slice| service_of(slice).is_some_and(|service| wanted.contains(&service)));
+        view.slices = slices;
+        view.pools = self.pools.state().iter().filter_map(|pool| pool.parsed.clone().ok()).collect();
+        view.nodes = self.nodes.state().iter().filter_map(|node| node.parsed.clone().ok()).collect();
+        view.own = self.own.state().into_iter().next();
+        view.sort();
+        view.peers = view.nodes.iter().filter(|node| node.name_any() != own).map(|node| peer(node)).collect();
+        view.drained =
+            view.nodes.iter().any(|node| node.name_any() == own && node.labels().contains_key(DRAIN_LABEL));
+        view.labels = view.own.as_ref().map(|node| node.labels().clone()).unwrap_or_default();
+        view
     }
-
-    /// A virtual IP by name.
-    pub fn vip(&self, name: &str) -> Option<Arc<VirtualIP>> {
-        self.vips.get(&ObjectRef::new(name)).and_then(|vip| vip.parsed.clone().ok())
-    }
-
-    /// The virtual IPs and pools.
-    pub fn pools(&self) -> Vec<Arc<VIPPool>> {
-        self.pools.state().iter().filter_map(|pool| pool.parsed.clone().ok()).collect()
-    }
-
-    /// What the agents say of their nodes.
-    pub fn nodes(&self) -> Vec<Arc<VIPNode>> {
-        self.nodes.state().iter().filter_map(|node| node.parsed.clone().ok()).collect()
-    }
-
-    /// The other nodes with an agent.
-    pub fn peers(&self, own: &str) -> Vec<Peer> {
-        let mut peers: Vec<Peer> = self.nodes().iter().map(|node| peer(node)).collect();
-        peers.retain(|peer| peer.node != own);
-        peers.sort_by(|a, b| a.node.cmp(&b.node));
-        peers
-    }
-
-    /// Whether a node was told to give its addresses away.
-    pub fn is_drained(&self, node: &str) -> bool {
-        self.nodes
-            .get(&ObjectRef::new(node))
-            .is_some_and(|node| node.meta.labels.iter().flatten().any(|(key, _)| key == DRAIN_LABEL))
-    }
-
-    /// This node's object in the cluster.
-    pub fn own(&self) -> Option<Arc<KubeNode>> {
-        self.own.state().into_iter().next()
-    }
-}
-
-/// A node as its neighbours on the LAN know it.
-fn peer(node: &VIPNode) -> Peer {
-    let interfaces = || node.status.iter().flat_map(|status| &status.interfaces);
-    let addresses = interfaces().flat_map(|interface| &interface.addresses);
-    Peer {
-        node: node.name_any(),
-        addresses: addresses.filter_map(|a| a.parse::<IpNet>().ok()).map(|net| net.addr()).collect(),
-        macs: interfaces().filter_map(|interface| parse_mac(&interface.mac)).collect(),
-    }
-}
-
-/// A hardware address such as `52:54:00:00:00:01`.
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let bytes: Vec<u8> =
-        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect::<Option<_>>()?;
-    bytes.try_into().ok()
 }
 
 fn reflect<K>(api: Api<K>, config: watcher::Config, changed: &Arc<Notify>) -> Store<K>

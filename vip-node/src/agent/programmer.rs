@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
-use vip_core::api::Reason;
 use vip_core::desired::Trouble;
 use vip_core::plan::{ServiceKey, Tables, plan};
 
@@ -31,8 +30,8 @@ pub struct Programmed {
     pub present: Arc<BTreeSet<ServiceKey>>,
     /// Virtual services of ours that another program holds.
     pub conflicts: Arc<BTreeSet<ServiceKey>>,
-    /// Virtual services that the kernel refused, with its words.
-    pub refused: Arc<BTreeMap<ServiceKey, String>>,
+    /// Virtual services that the kernel refused, and why.
+    pub refused: Arc<BTreeMap<ServiceKey, Trouble>>,
     /// What keeps this node from being programmed at all.
     pub trouble: Option<Trouble>,
 }
@@ -197,17 +196,18 @@ impl<D: Dataplane> Worker<D> {
         let failures = self.dataplane.apply(&plan.changes);
         let mut mirror = observed;
         let mut refused = BTreeMap::new();
-        let failed: BTreeMap<usize, String> =
-            failures.into_iter().map(|(index, error)| (index, error.to_string())).collect();
+        let failed: BTreeMap<usize, Trouble> = failures
+            .into_iter()
+            .map(|(index, error)| (index, Trouble::new(error.reason(), error.to_string())))
+            .collect();
         for (index, change) in plan.changes.iter().enumerate() {
             match (failed.get(&index), change.key()) {
                 (None, _) => mirror.apply(change),
-                (Some(words), Some(key)) => {
-                    refused.insert(*key, words.clone());
+                // The first failure is the cause of those after it.
+                (Some(trouble), Some(key)) => {
+                    refused.entry(*key).or_insert_with(|| trouble.clone());
                 }
-                (Some(words), None) => {
-                    state.trouble = Some(Trouble::new(Reason::KernelRefused, words.clone()))
-                }
+                (Some(trouble), None) => state.trouble = Some(trouble.clone()),
             }
         }
         let conflicts: BTreeSet<ServiceKey> = plan.conflicts.into_iter().collect();
@@ -230,7 +230,7 @@ impl<D: Dataplane> Worker<D> {
             .trouble
             .as_ref()
             .map(|t| t.message.clone())
-            .or_else(|| state.refused.values().next().cloned());
+            .or_else(|| state.refused.values().next().map(|t| t.message.clone()));
         let done = words.is_none();
         if words != self.reported {
             match &words {
@@ -248,7 +248,7 @@ impl<D: Dataplane> Worker<D> {
 mod tests {
     use super::*;
     use crate::dataplane::{DataplaneError, Recorder};
-    use vip_core::api::Scheduler;
+    use vip_core::api::{Reason, Scheduler};
     use vip_core::plan::{Change, Protocol, Settings, VirtualService};
 
     fn key(port: u16) -> ServiceKey {

@@ -1,15 +1,18 @@
 //! From what holds on this node to what is written into the objects' status. Pure: the time comes in.
 
+use std::net::IpAddr;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use vip_core::api::{
-    CONDITION_ANNOUNCED, CONDITION_PROGRAMMED, DataplaneStatus, ForeignRouterStatus, InterfaceStatus,
-    PeerStatus, Reason, VIPNodeStatus, VirtualIP, VirtualIPStatus, VirtualRouterStatus, VrrpState,
+    CONDITION_ANNOUNCED, CONDITION_CONFLICT, CONDITION_PROGRAMMED, DataplaneStatus, ForeignRouterStatus,
+    InterfaceStatus, PeerStatus, Reason, VIPNodeStatus, VirtualIP, VirtualIPStatus, VirtualRouterStatus,
 };
 use vip_core::desired::{Trouble, VipPlan};
+use vip_core::plan::ServiceKey;
 use vip_core::vrrp::{Family, Lan};
 
 use super::programmer::Programmed;
-use crate::link::{Report, RouterReport};
+use crate::link::{Claim, Report, RouterReport};
 
 /// What a virtual IP's status says of one moment.
 struct Verdict {
@@ -24,6 +27,7 @@ pub fn owned(
     plan: &VipPlan,
     node: &str,
     interface: &str,
+    claim: Option<&Claim>,
     programmed: &Programmed,
     now: &Time,
 ) -> VirtualIPStatus {
@@ -43,8 +47,65 @@ pub fn owned(
         conditions: vec![
             condition(vip, CONDITION_ANNOUNCED, announced, now),
             condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
+            condition(vip, CONDITION_CONFLICT, conflicting(claim), now),
         ],
     }
+}
+
+/// The status of a virtual IP that this node would own if no other machine used the address.
+pub fn in_use(
+    vip: &VirtualIP,
+    plan: &VipPlan,
+    node: &str,
+    claim: &Claim,
+    programmed: &Programmed,
+    now: &Time,
+) -> VirtualIPStatus {
+    let message = format!("{node} does not announce {}: another machine uses it", claim.address);
+    let announced = Verdict { holds: false, reason: Reason::AddressInUse, message };
+    VirtualIPStatus {
+        node: None,
+        since: None,
+        first_announced: vip.status.as_ref().and_then(|status| status.first_announced.clone()),
+        backends: plan.backends,
+        conditions: vec![
+            condition(vip, CONDITION_ANNOUNCED, announced, now),
+            condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
+            condition(vip, CONDITION_CONFLICT, conflicting(Some(claim)), now),
+        ],
+    }
+}
+
+/// Another machine's claim as a word and a sentence.
+pub fn conflict(claim: &Claim) -> (Reason, String) {
+    let Claim { address, interface, mac, .. } = claim;
+    let mac = mac_text(*mac);
+    if claim.yielded {
+        let message = format!(
+            "{address} is used by {mac} on {interface}: it is not bound; take the address from that machine, or exclude it from the pool"
+        );
+        (Reason::AddressInUse, message)
+    } else {
+        let message = format!(
+            "{mac} on {interface} claims {address}, which is bound here and is announced against it; take the address from that machine"
+        );
+        (Reason::AddressClaimed, message)
+    }
+}
+
+fn conflicting(claim: Option<&Claim>) -> Verdict {
+    match claim.map(conflict) {
+        Some((reason, message)) => Verdict { holds: true, reason, message },
+        None => Verdict {
+            holds: false,
+            reason: Reason::NoConflict,
+            message: "no other machine was heard to use the address".to_owned(),
+        },
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// The status of a virtual IP that no node owns.
@@ -115,8 +176,8 @@ fn programming(plan: &VipPlan, programmed: &Programmed) -> Verdict {
             &format!("another program has an IPVS service at {key}, it is left alone"),
         );
     }
-    if let Some(words) = plan.keys.iter().find_map(|key| programmed.refused.get(key)) {
-        return no(Reason::KernelRefused, words);
+    if let Some(trouble) = plan.keys.iter().find_map(|key| programmed.refused.get(key)) {
+        return no(trouble.reason, &trouble.message);
     }
     if let Some(trouble) = plan.troubles.first() {
         return no(trouble.reason, &trouble.message);
@@ -162,7 +223,7 @@ pub fn node(
     for interface in report.iter().flat_map(|r| &r.interfaces).filter(|i| !i.addresses.is_empty()) {
         status.interfaces.push(InterfaceStatus {
             name: interface.name.clone(),
-            mac: interface.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            mac: mac_text(interface.mac),
             addresses: interface.addresses.iter().map(ToString::to_string).collect(),
             carrier: interface.carrier,
         });
@@ -190,7 +251,7 @@ pub fn node(
 }
 
 /// An address family as it is written into status.
-fn family(family: Family) -> u8 {
+pub fn family(family: Family) -> u8 {
     match family {
         Family::V4 => 4,
         Family::V6 => 6,
@@ -216,6 +277,13 @@ fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &
     status
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 /// Whether this node can serve, and if not, why.
 pub fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneStatus {
     let not = |reason, message: String| DataplaneStatus {
@@ -232,16 +300,16 @@ pub fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneS
     if let Some((reason, message)) = report.routers.iter().find_map(|router| router.trouble.clone()) {
         return not(reason, message);
     }
-    if let Some((key, words)) = programmed.refused.first_key_value() {
-        return not(Reason::KernelRefused, format!("{key}: {words}"));
+    // A node without IPv6 is not broken because others have virtual IPs of it.
+    let has_family = |key: &ServiceKey| {
+        let mut nets = report.interfaces.iter().flat_map(|interface| &interface.addresses);
+        nets.any(|net| net.addr().is_ipv4() == key.address.is_ipv4() && !is_link_local(net.addr()))
+    };
+    if let Some((key, trouble)) = programmed.refused.iter().find(|(key, _)| has_family(key)) {
+        return not(trouble.reason, format!("{key}: {}", trouble.message));
     }
     if programmed.generation.is_none() {
         return not(Reason::KernelRefused, "the kernel was not programmed yet".to_owned());
     }
     DataplaneStatus { ready: true, reason: Some(Reason::Ready), message: None }
-}
-
-/// The routers in which this node is master.
-pub fn mastered(report: &Report) -> impl Iterator<Item = &RouterReport> {
-    report.routers.iter().filter(|router| router.state == VrrpState::Master)
 }

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -38,13 +39,15 @@ pub struct Outbox {
     pub node: Option<(VIPNodeStatus, Option<OwnerReference>)>,
 }
 
-/// Something that happened to a virtual IP.
+/// Something that happened.
 #[derive(Debug)]
 pub struct Happening {
-    /// The virtual IP.
-    pub vip: VirtualIP,
+    /// To what.
+    pub about: ObjectReference,
+    /// Whether somebody should look at it.
+    pub warning: bool,
     /// A word.
-    pub reason: &'static str,
+    pub reason: String,
     /// A sentence.
     pub note: String,
 }
@@ -228,15 +231,15 @@ fn ignore_missing(result: anyhow::Result<()>) -> anyhow::Result<()> {
 async fn publish(client: Client, node: String, mut inbox: mpsc::Receiver<Happening>) {
     let reporter = Reporter { controller: AGENT_MANAGER.to_owned(), instance: Some(node) };
     let recorder = Recorder::new(client, reporter);
-    while let Some(Happening { vip, reason, note }) = inbox.recv().await {
+    while let Some(Happening { about, warning, reason, note }) = inbox.recv().await {
         let event = Event {
-            type_: EventType::Normal,
-            reason: reason.to_owned(),
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason: reason.clone(),
             note: Some(note),
-            action: reason.to_owned(),
+            action: reason,
             secondary: None,
         };
-        match tokio::time::timeout(ANSWER, recorder.publish(&event, &vip.object_ref(&()))).await {
+        match tokio::time::timeout(ANSWER, recorder.publish(&event, &about)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!("an Event could not be written: {}", describe(&error)),
             Err(_) => warn!("an Event could not be written: no answer from the API server"),

@@ -433,11 +433,42 @@ mod tests {
         assert_eq!(attributes(&[0, 0, 1, 0, 1, 1, 1, 1]).count(), 0);
     }
 
+    /// Bytes from nowhere, and messages of the kernel's with some bytes changed or cut off.
+    fn datagram() -> impl Strategy<Value = Vec<u8>> {
+        let attributes = Attributes::new().text(1, "wlc").nested(2, &Attributes::new().u32(1, 7)).be16(3, 80);
+        let mut whole = Vec::new();
+        for kind in [0x1c, NLMSG_ERROR, NLMSG_DONE] {
+            let attributes = attributes.clone();
+            Request { kind, flags: NLM_F_MULTI, head: [1, 1, 0, 0], attributes }.write(0, 5, &mut whole);
+        }
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let near = (changes, 0..=whole.len()).prop_map(move |(changes, length)| {
+            let mut bytes = whole.clone();
+            for (index, value) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+            }
+            bytes.truncate(length);
+            bytes
+        });
+        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+    }
+
     proptest! {
         #[test]
-        fn random_bytes_are_no_trouble(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_read_to_their_end(bytes in datagram()) {
+            // No more messages than have room in it, and no more attributes than have room in a message.
+            let mut rest = bytes.len();
             for message in received(&bytes) {
-                let _ = (message.status(), attributes(message.attributes()).count());
+                prop_assert!(MESSAGE_HEADER + message.payload.len() <= rest);
+                rest = rest.saturating_sub((MESSAGE_HEADER + message.payload.len()).next_multiple_of(4));
+                let _ = message.status();
+                let mut rest = message.payload.len();
+                for (_, payload) in attributes(message.attributes()) {
+                    prop_assert!(ATTRIBUTE_HEADER + payload.len() <= rest);
+                    rest = rest.saturating_sub((ATTRIBUTE_HEADER + payload.len()).next_multiple_of(4));
+                    prop_assert!(text(payload).len() <= payload.len() * 3);
+                }
             }
         }
     }

@@ -316,15 +316,43 @@ mod tests {
         assert_eq!(service(Attributes::new().nested(SERVICE, &short.be16(SVC_PORT, 1)).as_bytes()), None);
     }
 
+    /// Bytes from nowhere, and a service with its destination with some bytes changed or cut off.
+    fn answer() -> impl Strategy<Value = Vec<u8>> {
+        let settings = Settings::new(Scheduler::Wlc, Some(300));
+        let whole = [key(), six()].map(|key| {
+            let pod = SocketAddr::new(key.address, 9376);
+            // A destination comes with its service's name, which stands before it.
+            let service = attribute(whole(&key, &settings).as_bytes(), SERVICE).map(<[u8]>::to_vec);
+            let to = attribute(weighted(&key, &pod, 3).as_bytes(), DESTINATION).map(<[u8]>::to_vec);
+            let parts = Attributes::new().bytes(SERVICE, &service.unwrap()).bytes(DESTINATION, &to.unwrap());
+            parts.as_bytes().to_vec()
+        });
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let near = (any::<bool>(), changes, 0..300_usize).prop_map(move |(six, changes, length)| {
+            let mut bytes = whole[usize::from(six)].clone();
+            for (index, value) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+            }
+            bytes.truncate(length);
+            bytes
+        });
+        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+    }
+
     proptest! {
         #[test]
-        fn random_bytes_are_no_trouble(bytes in prop::collection::vec(any::<u8>(), 0..300), at in 0..90usize, byte: u8) {
-            let _ = (service(&bytes), destination(&bytes, &key()));
-            // Nearly right is the harder case.
-            let mut near = whole(&key(), &Settings::default()).as_bytes().to_vec();
-            let index = at % near.len();
-            near[index] = byte;
-            let _ = service(&near);
+        fn any_bytes_are_a_service_and_a_destination_or_nothing(bytes in answer()) {
+            if let Some((key, settings)) = service(&bytes) {
+                prop_assert!(settings.scheduler.len() <= bytes.len() * 3);
+                // What was understood is what would be written.
+                prop_assert_eq!(service(whole(&key, &settings).as_bytes()), Some((key, settings)));
+            }
+            for key in [key(), six()] {
+                if let Some((to, weight)) = destination(&bytes, &key) && weight != NOT_MASQUERADED {
+                    prop_assert_eq!(destination(weighted(&key, &to, weight).as_bytes(), &key), Some((to, weight)));
+                }
+            }
         }
     }
 }

@@ -302,3 +302,47 @@ pub(super) fn masquerade_fully_random() -> Expression {
     const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 0x10;
     Expression("masq", Attributes::new().be32(1, NF_NAT_RANGE_PROTO_RANDOM_FULLY))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::rules::sets;
+    use super::*;
+
+    /// Bytes from nowhere, and rules and elements with some bytes changed or cut off.
+    fn answer() -> impl Strategy<Value = Vec<u8>> {
+        let mut whole: Vec<Vec<u8>> =
+            vec![new_rule("postrouting", &[accept()], "clients 1").attributes.as_bytes().to_vec()];
+        for address in [[10, 87, 2, 50].into(), std::net::IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 2, 0x50])] {
+            whole.push(element(&Element::Vip(address), true).attributes.as_bytes().to_vec());
+        }
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let near = (0..whole.len(), changes, 0..200_usize).prop_map(move |(kind, changes, length)| {
+            let mut bytes = whole[kind].clone();
+            for (index, value) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+            }
+            bytes.truncate(length);
+            bytes
+        });
+        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_elements_and_a_mark_or_nothing(bytes in answer()) {
+            for set in sets() {
+                let found = elements(&bytes, set);
+                prop_assert!(found.len() <= bytes.len() / 8);
+                for found in found {
+                    let again = elements(element(&found, true).attributes.as_bytes(), set);
+                    prop_assert_eq!(again, [found]);
+                }
+            }
+            let (chain, comment) = rule_mark(&bytes).unwrap_or_default();
+            prop_assert!(chain.len() + comment.len() <= bytes.len() * 3);
+        }
+    }
+}

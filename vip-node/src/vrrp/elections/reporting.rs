@@ -90,6 +90,7 @@ impl Elections {
                     .map(|router| router.config())
                     .or(self.ordered.get(id))
                     .map_or(0, |config| config.priority),
+                source: router.map(|router| router.source()),
                 master: router.and_then(|router| router.master()),
                 bound: bound.get(id).cloned().unwrap_or_default(),
                 trouble: self.troubles.get(id).cloned(),

@@ -1,0 +1,261 @@
+//! Both processes of the product on the hosts of a segment, with a real API server: who owns an address whatever is killed,
+//! stopped, cut or claimed. The machine's own kernel has no IPVS, so the virtual IPs here are bare and the hosts serve by
+//! themselves. The tests stop the API server, so they run one after another.
+
+#[path = "agents/faults.rs"]
+mod faults;
+#[path = "agents/node.rs"]
+mod node;
+
+use std::{fs, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Lab, Segment, arp::ArpWatch, command};
+use serde_json::{Value, json};
+
+use node::{Node, Part};
+
+/// How long anything may take.
+const SOON: Duration = Duration::from_secs(20);
+/// How long a client waits: longer than any takeover, so that a slow machine is no failure.
+const PATIENT: Duration = Duration::from_secs(5);
+
+/// The API server with the product installed.
+fn server() -> Result<&'static Lab> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    let lab = lab::api()?;
+    let install = || -> Result<()> {
+        lab.kubectl_for(
+            Duration::from_secs(120),
+            ["vip", "install", "--wait=false", "--pool", "native=10.87.2.0/24"],
+        )?
+        .ok()?;
+        Ok(())
+    };
+    let done = DONE.get_or_init(|| install().map_err(|error| format!("{error:#}")));
+    done.clone().map_err(anyhow::Error::msg)?;
+    Ok(lab)
+}
+
+/// Hosts of a segment with the product, and one more that is their client.
+struct Scene<'a> {
+    lab: &'static Lab,
+    segment: &'a Segment,
+    nodes: Vec<Node<'a>>,
+}
+
+impl<'a> Scene<'a> {
+    fn new(segment: &'a Segment, count: u8, interval: &'static str) -> Result<Self> {
+        let lab = server()?;
+        segment.connect(lab)?;
+        let nodes = (1..=count)
+            .map(|number| Node::start(lab, segment.host(number), interval))
+            .collect::<Result<_>>()?;
+        Ok(Self { lab, segment, nodes })
+    }
+
+    /// Reserves a bare address.
+    fn reserve(&self, address: Ipv4Addr) -> Result<()> {
+        let vip = json!({
+            "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address.to_string()},
+            "spec": {"address": address.to_string(), "virtualRouter": 100},
+        });
+        self.lab.kubectl(["delete", "virtualip", "--all"])?.ok()?;
+        self.lab.apply(&vip.to_string()).map(drop)
+    }
+
+    fn client(&self) -> &lab::Host {
+        self.segment.host(u8::try_from(self.nodes.len()).unwrap_or(u8::MAX) + 1)
+    }
+
+    /// The numbers of the nodes whose kernel has an address.
+    fn bound(&self, address: Ipv4Addr) -> Result<Vec<usize>> {
+        let mut bound = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.has(&address.to_string())? {
+                bound.push(index);
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Waits for the one owner of an address: bound there alone, and answering alone.
+    fn owner(&self, address: Ipv4Addr) -> Result<usize> {
+        let client = self.client();
+        command::until(&format!("one owner of {address}"), SOON, || {
+            let bound = self.bound(address)?;
+            let answering = client.arp_owner(address, Duration::from_millis(200))?;
+            match bound.as_slice() {
+                [one] if answering == [self.nodes[*one].host.mac()?] => Ok(Some(*one)),
+                _ => bail!("bound on {bound:?}, answering: {answering:?}"),
+            }
+        })
+    }
+
+    fn object(&self, kind: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.lab.kubectl(["get", kind, name, "-o", "json"])?.ok()?.stdout)?)
+    }
+
+    /// Waits until the status of an address names a node.
+    fn wait_status(&self, address: Ipv4Addr, node: &str) -> Result<()> {
+        command::until(&format!("the status of {address} to name {node}"), SOON, || {
+            let vip = self.object("virtualip", &address.to_string())?;
+            ensure!(vip["status"]["node"] == node, "it says {}", vip["status"]);
+            Ok(Some(()))
+        })
+    }
+
+    /// Waits for an Event with that reason; gives its words.
+    fn event(&self, reason: &str) -> Result<String> {
+        command::until(&format!("an Event {reason}"), SOON, || {
+            let field = format!("reason={reason}");
+            let events =
+                self.lab.kubectl(["get", "events", "-A", "--field-selector", &field, "-o", "json"])?.ok()?;
+            let events: Value = serde_json::from_str(&events.stdout)?;
+            let note = events["items"]
+                .as_array()
+                .and_then(|all| all.last())
+                .and_then(|event| event["message"].as_str());
+            Ok(note.map(str::to_owned))
+        })
+    }
+}
+
+#[test]
+fn no_request_is_lost_when_an_address_moves_by_plan() -> Result<()> {
+    let segment = Segment::new(4)?;
+    let mut scene = Scene::new(&segment, 3, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 60);
+    scene.reserve(vip)?;
+    let first = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[first].name)?;
+    let watch =
+        scene.client().client().limit(PATIENT).watch(&format!("http://{vip}/"), Duration::from_millis(1))?;
+    watch.wait_answers(200, SOON)?;
+
+    let second = (first + 1) % 3;
+    let prefer = json!({"spec": {"preferredNode": scene.nodes[second].name}}).to_string();
+    scene.lab.kubectl(["patch", "virtualip", &vip.to_string(), "--type=merge", "-p", &prefer])?.ok()?;
+    scene.wait_status(vip, &scene.nodes[second].name)?;
+    ensure!(scene.owner(vip)? == second, "another node has the address");
+
+    let drained = &scene.nodes[second].name;
+    scene.lab.kubectl(["label", "vipnode", drained, "kubectl-vip.io/drain=true"])?.ok()?;
+    let third = command::until("the drained node to give the address away", SOON, || {
+        let owner = scene.owner(vip)?;
+        Ok((owner != second).then_some(owner))
+    })?;
+    scene.wait_status(vip, &scene.nodes[third].name)?;
+    scene.lab.kubectl(["label", "vipnode", drained, "kubectl-vip.io/drain-"])?.ok()?;
+
+    // As a DaemonSet rolls: one node after the other, the next when the one before takes part again.
+    for index in 0..3 {
+        scene.nodes[index].stop()?;
+        scene.nodes[index].launch(Part::Vrrp)?;
+        scene.nodes[index].launch(Part::Agent)?;
+        let name = scene.nodes[index].name.clone();
+        command::until(&format!("{name} to take part again"), SOON, || {
+            let node = scene.object("vipnode", &name)?;
+            let routers = node["status"]["virtualRouters"].as_array().cloned().unwrap_or_default();
+            Ok(routers.iter().any(|router| router["state"] != "Init").then_some(()))
+        })?;
+    }
+    scene.owner(vip)?;
+    thread::sleep(Duration::from_secs(1));
+    let report = watch.stop();
+    ensure!(report.failures == 0 && report.requests > 1000, "{report}");
+    Ok(())
+}
+
+#[test]
+fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let mut scene = Scene::new(&segment, 2, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 61);
+    scene.reserve(vip)?;
+    let owner = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[owner].name)?;
+    for node in &scene.nodes {
+        let state = node.state_dir().join("cluster.state");
+        command::until("what is known to be on the disk", SOON, || {
+            Ok(fs::read_to_string(&state)?.contains("firstAnnounced").then_some(()))
+        })?;
+    }
+    scene.lab.stop_apiserver()?;
+    let outcome = (|| -> Result<()> {
+        for node in &mut scene.nodes {
+            node.kill(Part::Agent)?;
+            node.kill(Part::Vrrp)?;
+        }
+        // The kernels have let go.
+        command::until("nobody to have the address", SOON, || {
+            Ok(scene.bound(vip)?.is_empty().then_some(()))
+        })?;
+        let damaged = scene.nodes[0].state_dir().join("cluster.state");
+        let whole = fs::read(&damaged)?;
+        fs::write(&damaged, &whole[..whole.len() - 1])?;
+        for node in &mut scene.nodes {
+            node.launch(Part::Vrrp)?;
+            node.launch(Part::Agent)?;
+        }
+        let back = scene.owner(vip)?;
+        ensure!(back == 1, "the node with the damaged state owns an address");
+        let log = fs::read_to_string(scene.nodes[0].log(Part::Agent))?;
+        ensure!(
+            log.contains("the last known state is of no use: it is damaged: its checksum is wrong"),
+            "{log}"
+        );
+        let answer = scene.client().client().get(&format!("http://{vip}/"))?;
+        ensure!(answer.body == scene.nodes[1].name, "{answer:?}");
+        Ok(())
+    })();
+    scene.lab.start_apiserver()?;
+    outcome?;
+    scene.wait_status(vip, &scene.nodes[1].name)
+}
+
+#[test]
+fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named() -> Result<()> {
+    let segment = Segment::new(4)?;
+    let scene = Scene::new(&segment, 2, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 62);
+    let other = segment.host(4);
+    other.netns().ip(&format!("address add {vip}/32 dev eth0"))?;
+    scene.reserve(vip)?;
+    let name = vip.to_string();
+    let conflict = command::until("the condition Conflict", SOON, || {
+        ensure!(scene.bound(vip)?.is_empty(), "it is bound on {:?}", scene.bound(vip)?);
+        let found = scene.object("virtualip", &name)?;
+        let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.into_iter().find(|c| c["type"] == "Conflict" && c["status"] == "True"))
+    })?;
+    let mac = other.mac()?;
+    let words = conflict["message"].as_str().context("no message")?;
+    ensure!(words.starts_with(&format!("{vip} is used by {mac} on eth0")), "{words}");
+    ensure!(scene.event("AddressInUse")?.contains(&mac), "the Event does not name {mac}");
+
+    // When the machine has left the address, it is bound. When it comes back, it is defended and told.
+    other.netns().ip(&format!("address delete {vip}/32 dev eth0"))?;
+    let limit = Duration::from_secs(60);
+    command::until("the address to be bound", limit, || Ok((scene.bound(vip)?.len() == 1).then_some(())))?;
+    other.netns().ip(&format!("address add {vip}/32 dev eth0"))?;
+    other.exec(&format!("arping -c 2 -A -I eth0 {vip} || true"))?;
+    let owner = scene.bound(vip)?;
+    ensure!(owner.len() == 1, "bound on {owner:?}");
+    ensure!(scene.event("AddressClaimed")?.contains(&mac), "the Event does not name {mac}");
+    Ok(())
+}
+
+#[test]
+fn whatever_is_killed_or_stopped_there_is_one_owner_and_it_answers() -> Result<()> {
+    let segment = Segment::new(4)?;
+    let mut scene = Scene::new(&segment, 3, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 63);
+    scene.reserve(vip)?;
+    for fault in faults::ALL {
+        let measured = fault.strike(&mut scene, vip)?;
+        println!("{fault}: {measured}");
+        fault.judge(&measured).with_context(|| format!("{fault}: {measured}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! What can happen to the owner's processes, and what a client sees of it.
+
+use std::fmt;
+
+use lab::Report;
+
+use super::*;
+
+/// A fault of the owner's node.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    parts: &'static [Part],
+    /// KILL, or STOP and after some seconds CONT.
+    signal: &'static str,
+    /// Twice in a row, the second time when the process is back for half a second.
+    times: u32,
+}
+
+const fn fault(parts: &'static [Part], signal: &'static str, times: u32) -> Fault {
+    Fault { parts, signal, times }
+}
+
+/// All of them, the mildest first.
+pub const ALL: [Fault; 12] = [
+    fault(&[Part::Agent], "KILL", 1),
+    fault(&[Part::Agent], "KILL", 2),
+    fault(&[Part::Agent], "STOP", 1),
+    fault(&[Part::Agent], "STOP", 2),
+    fault(&[Part::Vrrp], "KILL", 1),
+    fault(&[Part::Vrrp], "KILL", 2),
+    fault(&[Part::Vrrp], "STOP", 1),
+    fault(&[Part::Vrrp], "STOP", 2),
+    fault(&[Part::Vrrp, Part::Agent], "KILL", 1),
+    fault(&[Part::Vrrp, Part::Agent], "KILL", 2),
+    fault(&[Part::Vrrp, Part::Agent], "STOP", 1),
+    fault(&[Part::Vrrp, Part::Agent], "STOP", 2),
+];
+
+/// What was seen from the moment of the fault until everything is as before.
+#[derive(Debug)]
+pub struct Measured {
+    /// A client that knows where the address was.
+    pub warm: Report,
+    /// How long nobody and how long two answered a host that asks by ARP.
+    pub arp: lab::arp::Answers,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<String> = self.parts.iter().map(|part| format!("{part:?}").to_lowercase()).collect();
+        write!(
+            f,
+            "SIG{} of {}{}",
+            self.signal,
+            parts.join(" and "),
+            if self.times > 1 { ", twice" } else { "" }
+        )
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { warm, arp } = self;
+        write!(
+            f,
+            "{} of {} requests failed, longest gap {} ms; ARP: nobody for {} ms, two for {} ms",
+            warm.failures,
+            warm.requests,
+            warm.longest_gap.as_millis(),
+            arp.none.as_millis(),
+            arp.several.as_millis()
+        )
+    }
+}
+
+impl Fault {
+    /// Lets it happen to the owner's node, waits until everything runs again and there is one owner.
+    pub fn strike(&self, scene: &mut Scene<'_>, vip: Ipv4Addr) -> Result<Measured> {
+        let owner = scene.owner(vip)?;
+        let client = scene.client();
+        let watch = client
+            .client()
+            .limit(Duration::from_millis(200))
+            .watch(&format!("http://{vip}/"), Duration::from_millis(5))?;
+        watch.wait_answers(50, SOON)?;
+        let arp = ArpWatch::start(client.netns(), client.address(), vip);
+        thread::sleep(Duration::from_millis(200));
+        for _ in 0..self.times {
+            let node = &mut scene.nodes[owner];
+            for part in self.parts {
+                match self.signal {
+                    "KILL" => node.kill(*part)?,
+                    signal => node.signal(*part, signal)?,
+                }
+            }
+            // A kubelet takes a second to start a container again.
+            thread::sleep(Duration::from_millis(if self.signal == "KILL" { 1000 } else { 5000 }));
+            for part in self.parts {
+                match self.signal {
+                    "KILL" => node.launch(*part)?,
+                    _ => node.signal(*part, "CONT")?,
+                }
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
+        thread::sleep(Duration::from_secs(4));
+        let measured = Measured { arp: arp.stop()?, warm: watch.stop() };
+        scene.owner(vip)?;
+        Ok(measured)
+    }
+
+    /// What was promised.
+    pub fn judge(&self, measured: &Measured) -> Result<()> {
+        let Measured { warm, arp } = measured;
+        if !self.parts.contains(&Part::Vrrp) {
+            ensure!(warm.failures == 0, "the agent's end is to be noticed by nobody");
+        }
+        ensure!(arp.several <= Duration::from_millis(3200), "two nodes answered for too long");
+        ensure!(warm.longest_gap < Duration::from_secs(4), "nobody answered for too long");
+        Ok(())
+    }
+}

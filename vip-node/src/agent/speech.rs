@@ -1,0 +1,275 @@
+//! What this node has to say, turn by turn: the status of what it owns, of itself, of what nobody owns; and Events for
+//! what is new. Nothing here waits: all goes to the [`Writer`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::{Resource, ResourceExt};
+use vip_core::api::{
+    RENEW_SECONDS, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus, VirtualIP, VrrpState,
+};
+use vip_core::desired::{Desired, VipPlan};
+use vip_core::pool;
+use vip_core::validate::check_pools;
+use vip_core::vrrp::{Family, Lan};
+
+use super::programmer::Programmed;
+use super::report;
+use super::view::View;
+use super::writer::{Happening, Outbox, Writer};
+use crate::link::{Claim, Heard, Report, RouterReport};
+
+/// A virtual IP without an owner for this long is said to have none: a takeover is shorter.
+const UNOWNED: Duration = Duration::from_secs(3);
+
+/// How things stand at one turn.
+pub struct Scene<'a> {
+    /// This node's name.
+    pub node: &'a str,
+    /// The cluster.
+    pub view: &'a View,
+    /// What follows from it.
+    pub desired: &'a Desired,
+    /// The other agents.
+    pub lan: &'a Lan,
+    /// What vrrp said last.
+    pub report: Option<&'a Report>,
+    /// What the kernel holds.
+    pub programmed: &'a Programmed,
+    /// The wall clock.
+    pub now: &'a Time,
+}
+
+/// What was said so far, so that nothing is an Event twice.
+pub struct Speaker {
+    writer: Writer,
+    /// Virtual IPs that this node owned at the last turn.
+    owned: BTreeSet<String>,
+    /// Virtual IPs without an owner anywhere, since when.
+    orphans: BTreeMap<String, Instant>,
+    /// Claims of other machines that were told.
+    claims: BTreeSet<(String, [u8; 6])>,
+    /// Routers of others that were told.
+    foreign: BTreeSet<(String, u8, std::net::IpAddr)>,
+}
+
+impl Speaker {
+    /// Has said nothing yet.
+    pub fn new(writer: Writer) -> Self {
+        Self {
+            writer,
+            owned: BTreeSet::new(),
+            orphans: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            foreign: BTreeSet::new(),
+        }
+    }
+
+    /// Says what is to be said.
+    pub fn speak(&mut self, scene: &Scene<'_>) {
+        let mut outbox = Outbox::default();
+        self.speak_for_node(scene, &mut outbox);
+        self.speak_for_owned(scene, &mut outbox);
+        self.speak_for_conflicts(scene, &mut outbox);
+        if is_scribe(scene) {
+            self.speak_for_orphans(scene, &mut outbox);
+            speak_for_pools(scene, &mut outbox);
+        } else {
+            self.orphans.clear();
+        }
+        self.writer.write(outbox);
+    }
+
+    fn speak_for_node(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
+        let own = scene.view.nodes.iter().find(|node| node.name_any() == scene.node);
+        let previous = own.and_then(|node| node.status.as_ref());
+        let status = report::node(scene.report, scene.programmed, scene.lan, previous, scene.now);
+        if is_due(previous, &status) {
+            outbox.node = Some((status, owner_reference(scene)));
+        }
+        let Some(own) = own else { return };
+        let heard = scene.report.map(|report| report.foreign.as_slice()).unwrap_or_default();
+        // Only what disturbs is an Event: a router of others with an identifier of its own is a good neighbour.
+        let disturbs = |one: &&Heard| {
+            scene.report.iter().flat_map(|report| &report.routers).any(|router| router.id == one.id)
+        };
+        let foreign: BTreeMap<_, _> = heard
+            .iter()
+            .filter(disturbs)
+            .map(|one| ((one.id.interface.clone(), one.id.vrid, one.address), one))
+            .collect();
+        for (_, one) in foreign.iter().filter(|(key, _)| !self.foreign.contains(*key)) {
+            let note = format!(
+                "{} advertises virtual router {} with priority {} on {} and none of our addresses: it is not obeyed; give it or \
+                 our pool another identifier",
+                one.address, one.id.vrid, one.priority, one.id.interface
+            );
+            let about = own.object_ref(&());
+            self.writer.tell(Happening { about, warning: true, reason: "ForeignRouter".to_owned(), note });
+        }
+        self.foreign = foreign.into_keys().collect();
+    }
+
+    fn speak_for_owned(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
+        let owned = owned_now(scene);
+        for plan in &scene.desired.vips {
+            let (Some(vip), Some(interface)) = (scene.view.vip(&plan.name), owned.get(&plan.name)) else {
+                continue;
+            };
+            let claim = claim_on(scene, plan);
+            let status = report::owned(vip, plan, scene.node, interface, claim, scene.programmed, scene.now);
+            if vip.status.as_ref() != Some(&status) {
+                outbox.vips.insert(plan.name.clone(), status);
+            }
+            let last = vip.status.as_ref().and_then(|status| status.node.as_deref());
+            if !self.owned.contains(&plan.name) && last != Some(scene.node) {
+                let from = last.map(|node| format!(", was on {node}")).unwrap_or_default();
+                let note = format!("{} is announced by {} on {interface}{from}", plan.name, scene.node);
+                self.tell(vip, false, "Announced", note);
+            }
+        }
+        for name in self.owned.iter().filter(|name| !owned.contains_key(*name)) {
+            if let Some(vip) = scene.view.vip(name) {
+                let note = format!("{name} is no longer announced by {}", scene.node);
+                self.tell(vip, false, "Released", note);
+            }
+        }
+        self.owned = owned.into_keys().collect();
+    }
+
+    /// Addresses that other machines use or claim. Of those that are left to them, the master of their router speaks.
+    fn speak_for_conflicts(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
+        let mut told = BTreeSet::new();
+        for plan in &scene.desired.vips {
+            let (Some(vip), Some(claim)) = (scene.view.vip(&plan.name), claim_on(scene, plan)) else {
+                continue;
+            };
+            let mastered = masters(scene).any(|router| {
+                router.id.vrid == plan.vrid && Some(router.id.family) == plan.address.map(Family::of)
+            });
+            if !mastered {
+                continue;
+            }
+            if claim.yielded {
+                let status = report::in_use(vip, plan, scene.node, claim, scene.programmed, scene.now);
+                if vip.status.as_ref() != Some(&status) {
+                    outbox.vips.insert(plan.name.clone(), status);
+                }
+            }
+            let key = (plan.name.clone(), claim.mac);
+            if !self.claims.contains(&key) {
+                let (reason, note) = report::conflict(claim);
+                self.tell(vip, true, reason.to_string(), note);
+            }
+            told.insert(key);
+        }
+        self.claims = told;
+    }
+
+    fn speak_for_orphans(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
+        let live = scene.view.nodes.iter().filter(|node| is_live(node, scene.now));
+        let mastered: BTreeSet<(u8, u8)> = live
+            .filter_map(|node| node.status.as_ref())
+            .flat_map(|status| &status.virtual_routers)
+            .filter(|router| router.state == VrrpState::Master)
+            .map(|router| (router.family, router.virtual_router))
+            .collect();
+        let is_orphan = |plan: &VipPlan| {
+            let family = plan.address.map_or(4, |address| report::family(Family::of(address)));
+            !self.owned.contains(&plan.name) && !mastered.contains(&(family, plan.vrid))
+        };
+        let orphans: BTreeSet<String> =
+            scene.desired.vips.iter().filter(|plan| is_orphan(plan)).map(|plan| plan.name.clone()).collect();
+        self.orphans.retain(|name, _| orphans.contains(name));
+        for plan in scene.desired.vips.iter().filter(|plan| orphans.contains(&plan.name)) {
+            let since = self.orphans.entry(plan.name.clone()).or_insert_with(Instant::now);
+            if since.elapsed() < UNOWNED {
+                continue;
+            }
+            match scene.view.vip(&plan.name) {
+                Some(vip) => {
+                    let status = report::unowned(vip, plan, scene.programmed, scene.now);
+                    if vip.status.as_ref() != Some(&status) {
+                        outbox.vips.insert(plan.name.clone(), status);
+                    }
+                }
+                None => {
+                    outbox.vips.insert(plan.name.clone(), report::malformed(plan, scene.now));
+                }
+            }
+        }
+    }
+
+    fn tell(&self, vip: &VirtualIP, warning: bool, reason: impl Into<String>, note: String) {
+        let about = vip.object_ref(&());
+        self.writer.tell(Happening { about, warning, reason: reason.into(), note });
+    }
+}
+
+/// The routers in which this node is master.
+fn masters<'a>(scene: &Scene<'a>) -> impl Iterator<Item = &'a RouterReport> {
+    let routers = scene.report.map(|report| report.routers.as_slice()).unwrap_or_default();
+    routers.iter().filter(|router| router.state == VrrpState::Master)
+}
+
+/// The virtual IPs that are bound here with this node as master, and the interface of each.
+fn owned_now(scene: &Scene<'_>) -> BTreeMap<String, String> {
+    let mut owned = BTreeMap::new();
+    for router in masters(scene) {
+        for plan in scene.desired.vips.iter().filter(|plan| plan.candidate.is_ok()) {
+            if plan.address.is_some_and(|address| router.bound.contains(&address)) {
+                owned.insert(plan.name.clone(), router.id.interface.clone());
+            }
+        }
+    }
+    owned
+}
+
+/// What another machine claims of a virtual IP.
+fn claim_on<'a>(scene: &Scene<'a>, plan: &VipPlan) -> Option<&'a Claim> {
+    let claims = scene.report.map(|report| report.claims.as_slice()).unwrap_or_default();
+    claims.iter().find(|claim| Some(claim.address) == plan.address)
+}
+
+/// Whether this node speaks for what nobody owns: the first by name of those that are not silent.
+fn is_scribe(scene: &Scene<'_>) -> bool {
+    let mut live = scene.view.nodes.iter().filter(|node| is_live(node, scene.now));
+    live.all(|node| *scene.node <= *node.name_any())
+}
+
+fn is_live(node: &VIPNode, now: &Time) -> bool {
+    let renewed = node.status.as_ref().and_then(|status| status.renew_time.as_ref());
+    renewed.is_some_and(|renewed| now.0.as_second() - renewed.0.as_second() <= SILENT_AFTER_SECONDS)
+}
+
+fn speak_for_pools(scene: &Scene<'_>, outbox: &mut Outbox) {
+    let raw = &scene.view.pools;
+    let taken = scene.desired.vips.iter().filter_map(|plan| plan.address).collect();
+    for pool in check_pools(raw.iter().map(AsRef::as_ref)).0 {
+        let total = pool.addresses.len_u64();
+        let allocated = pool::used(&pool.addresses, &taken);
+        let status = VIPPoolStatus { total, allocated, available: total.saturating_sub(allocated) };
+        let known = raw.iter().find(|raw| raw.name_any() == pool.name).and_then(|raw| raw.status);
+        if known != Some(status) {
+            outbox.pools.insert(pool.name, status);
+        }
+    }
+}
+
+/// The VIPNode goes when the Node goes.
+fn owner_reference(scene: &Scene<'_>) -> Option<OwnerReference> {
+    scene.view.own.as_ref().and_then(|node| node.owner_ref(&()))
+}
+
+/// Whether a VIPNode has to be written: it differs in more than its time and its counters, or is old enough to be renewed.
+fn is_due(previous: Option<&VIPNodeStatus>, status: &VIPNodeStatus) -> bool {
+    let Some(previous) = previous else { return true };
+    let seconds = |status: &VIPNodeStatus| status.renew_time.as_ref().map_or(0, |time| time.0.as_second());
+    let same = VIPNodeStatus {
+        renew_time: previous.renew_time.clone(),
+        refused: previous.refused.clone(),
+        ..status.clone()
+    } == *previous;
+    !same || seconds(status) - seconds(previous) >= i64::try_from(RENEW_SECONDS).unwrap_or(i64::MAX)
+}
