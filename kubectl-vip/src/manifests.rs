@@ -10,12 +10,13 @@ use vip_core::api::{DAEMONSET, DEFAULT_NAMESPACE, VIPPool, VirtualRouterRange};
 use crate::exit::{Failure, Result};
 
 /// The files in the order in which they are applied.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 12] = [
     ("crd/virtualips.yaml", include_str!("../../manifests/crd/virtualips.yaml")),
     ("crd/vippools.yaml", include_str!("../../manifests/crd/vippools.yaml")),
     ("crd/vipnodes.yaml", include_str!("../../manifests/crd/vipnodes.yaml")),
     ("admission/virtualips.yaml", include_str!("../../manifests/admission/virtualips.yaml")),
     ("admission/vipnodes.yaml", include_str!("../../manifests/admission/vipnodes.yaml")),
+    ("admission/vippools.yaml", include_str!("../../manifests/admission/vippools.yaml")),
     ("daemonset/namespace.yaml", include_str!("../../manifests/daemonset/namespace.yaml")),
     ("rbac/agent.yaml", include_str!("../../manifests/rbac/agent.yaml")),
     ("rbac/operator.yaml", include_str!("../../manifests/rbac/operator.yaml")),

@@ -1,6 +1,8 @@
 //! The rules of the custom resources, each with the words of its refusal.
 
-use lab::Output;
+use std::time::Duration;
+
+use lab::{Output, command};
 use serde_json::{Value, json};
 
 use crate::{Who, judge, passed, refused, resource, server};
@@ -33,7 +35,8 @@ fn changed(fields: Value) -> Value {
 }
 
 fn pool(fields: Value) -> Value {
-    let range = json!({ "first": 10, "count": 10 });
+    // None that a pool of another test has.
+    let range = json!({ "first": 238, "count": 1 });
     let mut object =
         resource("VIPPool", "lab-bad", json!({ "addresses": ["10.99.1.0/24"], "virtualRouters": range }));
     merge(&mut object["spec"], fields);
@@ -174,7 +177,7 @@ fn good_objects_pass() {
         "exclude": ["10.99.1.1-10.99.1.5"],
         "autoAssign": false,
         "namespaces": ["shop", "team-2"],
-        "virtualRouters": { "first": 1, "count": 255 },
+        "virtualRouters": { "first": 240, "count": 16 },
         "nodeSelector": { "example.com/lan": "", "zone": "A-1.b_c" },
         "interface": "eth0.5",
     });
@@ -216,4 +219,32 @@ fn the_address_cannot_change() {
     passed(Who::Admin.patch("vip/10.99.11.1", &json!({ "spec": { "scheduler": "rr" } })));
     refused(Who::Admin.send("create", &named("10.99.11.1", "10.99.11.1")), "already exists");
     passed(Who::Admin.kubectl(&["delete", "vip", "10.99.11.1"]));
+}
+
+#[test]
+fn pools_do_not_share_virtual_routers() {
+    server().unwrap();
+    let clear = || {
+        passed(Who::Admin.kubectl(&["delete", "vippool", "lab-low", "lab-high", "--ignore-not-found"]));
+    };
+    let pool = |name: &str, first: u8, count: u8| {
+        let range = json!({ "first": first, "count": count });
+        resource("VIPPool", name, json!({ "addresses": ["10.99.40.1"], "virtualRouters": range }))
+    };
+    clear();
+    passed(Who::Admin.send("create", &pool("lab-low", 234, 2)));
+    let words = "virtual routers 235-236 of pool \"lab-high\" overlap those of pool \"lab-low\" (234-235)";
+    // The API server learns late that there are pools to compare with.
+    command::until("pools to be compared", Duration::from_secs(90), || {
+        let output = judge(&Who::Admin, &pool("lab-high", 235, 2))?;
+        Ok(output.stderr.contains(words).then_some(()))
+    })
+    .unwrap();
+    passed(Who::Admin.send("create", &pool("lab-high", 236, 1)));
+    let grow =
+        |first: u8, count: u8| json!({ "spec": { "virtualRouters": { "first": first, "count": count } } });
+    refused(Who::Admin.patch("vippool/lab-high", &grow(235, 2)), words);
+    passed(Who::Admin.patch("vippool/lab-high", &grow(236, 2)));
+    passed(Who::Admin.patch("vippool/lab-high", &json!({ "spec": { "addresses": ["10.99.40.2"] } })));
+    clear();
 }

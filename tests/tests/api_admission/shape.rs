@@ -22,7 +22,7 @@ fn stored() -> Vec<String> {
 fn applying_twice_changes_nothing() {
     let lab = server().unwrap();
     let before = stored();
-    assert_eq!(before.len(), 14, "{before:#?}");
+    assert_eq!(before.len(), 17, "{before:#?}");
     let again = passed(apply(lab));
     assert_eq!(again.stderr, "", "no warnings");
     assert_eq!(stored(), before);
@@ -83,7 +83,7 @@ fn kubectl_get_prints_what_matters() {
         json!({ "node": "lab-shown", "backends": { "ready": 5, "total": 6 }, "conditions": [announced] });
     passed(Who::Admin.report("vip/10.99.30.1", &status));
     let pool =
-        json!({ "addresses": ["10.99.30.1-10.99.30.9"], "virtualRouters": { "first": 1, "count": 1 } });
+        json!({ "addresses": ["10.99.30.1-10.99.30.9"], "virtualRouters": { "first": 239, "count": 1 } });
     passed(Who::Admin.send("create", &resource("VIPPool", "lab-shown", pool)));
     passed(Who::Admin.report("vippool/lab-shown", &json!({ "total": 9, "allocated": 1, "available": 8 })));
     let agent = Who::agent(lab, "lab-shown").unwrap();

@@ -14,7 +14,7 @@ fn fifty_at_once_get_fifty_addresses_and_one_more_is_told() {
     let services: Vec<(&str, u16, &str)> = names.iter().map(|name| (name.as_str(), 80, "TCP")).collect();
     namespace(lab, "fifty", &services);
     lab.kubectl(["delete", "vippool", "fifty", "--ignore-not-found"]).unwrap();
-    said(lab, "pool create fifty 10.98.50.1-10.98.50.50 --auto-assign=false --virtual-routers 150-199");
+    said(lab, "pool create fifty 10.98.50.1-10.98.50.50 --auto-assign=false --virtual-routers 170-219");
 
     let lines = thread::scope(|scope| {
         let running: Vec<_> = names[..50]
