@@ -1,6 +1,6 @@
 //! Who owns what, changed on purpose: `move`, `node drain`, `rebalance`; and virtual routers that others have.
 
-use std::thread;
+use std::{process::Stdio, thread};
 
 use lab::{Lab, Output, command};
 use serde_json::json;
@@ -200,6 +200,24 @@ fn a_rebalance_moves_what_is_elsewhere_and_leaves_no_pin() {
     let words = format!("hint: no pin is left; not moved: {web}; to go on: kubectl vip rebalance\n");
     assert!(late.stderr.ends_with(&words), "{late:#?}");
     assert_eq!(field(lab, &format!("virtualip/{web}"), PREFERRED), "");
+
+    backups(lab, "even", &addresses, 12);
+    let mut cut = lab.kubectl_command().unwrap();
+    let cut = cut
+        .args(["vip", "rebalance", "--timeout", "60s"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until_field(lab, &format!("virtualip/{web}"), PREFERRED, to);
+    command::words(&["kill", "-INT", &cut.id().to_string()]).and_then(Output::ok).unwrap();
+    let cut = cut.wait_with_output().unwrap();
+    let words = format!("Error: interrupted\n{words}");
+    assert!(String::from_utf8_lossy(&cut.stderr).ends_with(&words), "{cut:#?}");
+    assert_eq!(
+        (cut.status.code(), field(lab, &format!("virtualip/{web}"), PREFERRED)),
+        (Some(1), String::new())
+    );
 
     backups(lab, "even", &addresses, 12);
     let moved = meanwhile(lab, "rebalance --timeout 60s", || {
