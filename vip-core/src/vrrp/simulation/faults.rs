@@ -11,7 +11,7 @@ use super::{count, explore, holds, interval, lan};
 /// are over when nobody has taken what was offered for long enough.
 #[test]
 fn after_the_last_fault_there_is_one_owner_and_it_stays() {
-    explore(settles, &[], 6000);
+    explore(settles, &[], 5000);
 }
 
 fn settles(seed: u64, traced: bool) -> Result<(), String> {

@@ -61,7 +61,7 @@ fn one_at_a_time(seed: u64, traced: bool) -> Result<(), String> {
 /// may hear another taker and let go, while that one hears its first advertisement and gives way.
 #[test]
 fn a_planned_handover_is_never_without_an_owner() {
-    explore(handed_over, &[], 2500);
+    explore(handed_over, &[], 2000);
 }
 
 fn handed_over(seed: u64, traced: bool) -> Result<(), String> {
@@ -86,7 +86,7 @@ fn handed_over(seed: u64, traced: bool) -> Result<(), String> {
         let record = lan.record();
         holds(record.bare == Duration::ZERO, || format!("{record:?}"))?;
     }
-    lan.run(lan.down() * 2 + Duration::from_secs(2));
+    lan.run(lan.down() * 2 + Duration::from_secs(1));
     lan.owner()?;
     let record = lan.record();
     holds(record.bare == Duration::ZERO, || format!("{record:?}"))
