@@ -1,7 +1,9 @@
-//! keepalived as the peer: version 3, adverts every 100 ms, the same virtual router and address.
+//! keepalived as the peer: version 3, adverts every 100 ms, the same virtual router and address, over either family, by
+//! multicast or unicast.
 
 use std::{
     fs,
+    net::{IpAddr, Ipv6Addr},
     path::PathBuf,
     process::{Child, Command},
     time::Duration,
@@ -10,7 +12,10 @@ use std::{
 use anyhow::Result;
 use lab::{Host, command};
 
-use crate::vrrp::{VIP, VRID};
+use crate::vrrp::{VIP, VIP6, VRID};
+
+/// The link-local address that an IPv6 virtual router of keepalived has beside others.
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 2, 0x50);
 
 /// A running keepalived.
 pub struct Keepalived {
@@ -18,16 +23,48 @@ pub struct Keepalived {
     folder: PathBuf,
 }
 
+/// How it is set up.
+#[derive(Clone, Default)]
+pub struct Settings {
+    pub priority: u8,
+    pub ipv6: bool,
+    /// The checksum without a pseudo-header.
+    pub plain: bool,
+    /// Its own address and the only peer's.
+    pub unicast: Option<(IpAddr, IpAddr)>,
+}
+
 impl Keepalived {
+    /// Whether this keepalived can leave the pseudo-header out: 2.2.7 cannot.
+    pub fn can_be_plain() -> Result<bool> {
+        let path = command::words(&["which", "keepalived"])?.ok()?.stdout;
+        Ok(command::words(&["grep", "-q", "v3_checksum_as_v2", path.trim()])?.ok().is_ok())
+    }
+
     pub fn start(host: &Host, priority: u8) -> Result<Self> {
+        Self::start_with(host, &Settings { priority, ..Settings::default() })
+    }
+
+    pub fn start_with(host: &Host, settings: &Settings) -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("{}-keepalived", host.netns().name()));
         fs::create_dir_all(&folder)?;
         let config = folder.join("keepalived.conf");
+        let mut more = String::new();
+        if settings.plain {
+            more += " v3_checksum_as_v2\n";
+        }
+        if let Some((own, peer)) = settings.unicast {
+            // Without it, it sends a hop limit of 64 over IPv6.
+            more += &format!(" unicast_src_ip {own}\n unicast_ttl 255\n unicast_peer {{ {peer} }}\n");
+        }
+        // Its first IPv6 address has to be link-local.
+        let vips = if settings.ipv6 { format!("{LINK_LOCAL}/128\n {VIP6}/128") } else { format!("{VIP}/32") };
+        let priority = settings.priority;
         fs::write(
             &config,
             format!(
                 "global_defs {{ vrrp_version 3\n vrrp_garp_master_delay 1\n }}\nvrrp_instance one {{\n state BACKUP\n interface eth0\n \
-                 virtual_router_id {VRID}\n priority {priority}\n advert_int 0.1\n virtual_ipaddress {{ {VIP}/32 }}\n}}\n"
+                 virtual_router_id {VRID}\n priority {priority}\n advert_int 0.1\n{more} virtual_ipaddress {{ {vips} }}\n}}\n"
             ),
         )?;
         let log = fs::File::create(folder.join("log"))?;

@@ -2,9 +2,13 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     process::{Child, Command},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -13,12 +17,14 @@ use anyhow::{Result, ensure};
 use lab::{Host, command};
 use vip_core::{
     api::VrrpState,
-    vrrp::{Family, RouterConfig, RouterId, rank},
+    vrrp::{Family, Lan, RouterConfig, RouterId, rank},
 };
 use vip_node::link::{self, Elect, Order, Report, Word};
 
-/// The address of all elections here.
+/// The address of all elections over IPv4 here.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 87, 2, 50);
+/// The address of all elections over IPv6 here.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd87, 0, 0, 0, 0, 0, 2, 0x50);
 /// Their virtual router identifier.
 pub const VRID: u8 = 77;
 /// How long anything may take.
@@ -32,19 +38,25 @@ pub struct Vrrp<'a> {
     folder: PathBuf,
     reports: tokio::sync::watch::Receiver<Option<Report>>,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
+    /// The agent says nothing any more.
+    mute: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl<'a> Vrrp<'a> {
     pub fn start(host: &'a Host, number: u8) -> Result<Self> {
-        let binary = binary()?;
-        Self::launch(host, number, &mut Command::new(binary))
+        Self::start_with(host, number, &[])
+    }
+
+    /// Starts it with more arguments.
+    pub fn start_with(host: &'a Host, number: u8, args: &[&str]) -> Result<Self> {
+        Self::launch(host, number, Command::new(binary()?).arg("vrrp").args(args))
     }
 
     /// Starts it without a capability, such as `net_raw`.
     pub fn start_without(host: &'a Host, number: u8, capability: &str) -> Result<Self> {
         let drop = [format!("--bounding-set=-{capability}"), format!("--inh-caps=-{capability}")];
-        Self::launch(host, number, Command::new("setpriv").args(drop).arg(binary()?))
+        Self::launch(host, number, Command::new("setpriv").args(drop).arg(binary()?).arg("vrrp"))
     }
 
     fn launch(host: &'a Host, number: u8, command: &mut Command) -> Result<Self> {
@@ -53,7 +65,7 @@ impl<'a> Vrrp<'a> {
         let socket = folder.join("vrrp.sock");
         let _ = fs::remove_file(&socket);
         let log = fs::File::create(folder.join("vrrp.log"))?;
-        let process = host.spawn(command.arg("vrrp").arg("--link").arg(&socket).stderr(log))?;
+        let process = host.spawn(command.arg("--link").arg(&socket).stderr(log))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (publish, reports) = tokio::sync::watch::channel(None);
         let (orders, mut inbox) = tokio::sync::mpsc::unbounded_channel::<Order>();
@@ -74,14 +86,21 @@ impl<'a> Vrrp<'a> {
                 }
             }
         });
+        let mute = Arc::new(AtomicBool::new(false));
+        let silent = Arc::clone(&mute);
         runtime.spawn(async move {
-            while let Some(order) = inbox.recv().await {
-                if sender.send(&order).await.is_err() {
+            let mut alive = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                let order = tokio::select! {
+                    order = inbox.recv() => match order { Some(order) => order, None => return },
+                    _ = alive.tick() => Order::Alive,
+                };
+                if !silent.load(Ordering::Relaxed) && sender.send(&order).await.is_err() {
                     return;
                 }
             }
         });
-        Ok(Self { host, number, process, folder, reports, orders, _runtime: runtime })
+        Ok(Self { host, number, process, folder, reports, orders, mute, _runtime: runtime })
     }
 
     /// Orders the election of `VIP`, with a rank among three nodes.
@@ -91,16 +110,16 @@ impl<'a> Vrrp<'a> {
     }
 
     pub fn elect_with(&self, priority: u8) -> Result<()> {
-        let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: VRID };
-        let config = RouterConfig {
-            id,
-            priority,
-            interval: Duration::from_millis(100),
-            preempt: None,
-            addresses: vec![VIP.into()],
-            fresh: [].into(),
-        };
-        self.order(Order::Elect(Elect { routers: vec![config], ..Elect::default() }))
+        self.elect_all(vec![config(priority, &[VIP.into()])], Lan::default())
+    }
+
+    pub fn elect_all(&self, routers: Vec<RouterConfig>, lan: Lan) -> Result<()> {
+        self.order(Order::Elect(Elect { lan, routers }))
+    }
+
+    /// From now on the agent is as good as gone, or it is back.
+    pub fn mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::Relaxed);
     }
 
     pub fn order(&self, order: Order) -> Result<()> {
@@ -120,12 +139,44 @@ impl<'a> Vrrp<'a> {
     }
 
     pub fn is_bound(&self) -> Result<bool> {
-        Ok(self.host.exec("ip -oneline address show dev eth0")?.ok()?.stdout.contains(&format!(" {VIP}/32 ")))
+        self.has(VIP.into())
+    }
+
+    /// Whether the host has an address.
+    pub fn has(&self, address: IpAddr) -> Result<bool> {
+        has(self.host, address)
+    }
+
+    /// Its state in the election of an address.
+    pub fn state_for(&self, address: IpAddr) -> VrrpState {
+        let report = self.report();
+        let mut routers = report.routers.iter().filter(|router| router.id.family == Family::of(address));
+        routers.next().map_or(VrrpState::Init, |router| router.state)
     }
 
     pub fn signal(&self, name: &str) -> Result<()> {
         command::words(&["kill", &format!("-{name}"), &self.process.id().to_string()])?.ok().map(drop)
     }
+}
+
+/// An election with adverts every 100 ms.
+pub fn config(priority: u8, addresses: &[IpAddr]) -> RouterConfig {
+    let family = addresses.first().map_or(Family::V4, |address| Family::of(*address));
+    RouterConfig {
+        id: RouterId { interface: "eth0".into(), family, vrid: VRID },
+        priority,
+        interval: Duration::from_millis(100),
+        preempt: None,
+        addresses: addresses.to_vec(),
+        fresh: [].into(),
+    }
+}
+
+/// Whether a host has an address.
+pub fn has(host: &Host, address: IpAddr) -> Result<bool> {
+    let shown = host.exec("ip -oneline address show dev eth0")?.ok()?.stdout;
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    Ok(shown.contains(&format!(" {address}/{length} ")))
 }
 
 fn binary() -> Result<PathBuf> {

@@ -33,6 +33,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(32);
 /// Interfaces are looked at anew at least this often, should a message of the kernel have been lost.
 const LOOK: Duration = Duration::from_secs(10);
+/// Who is late by less than this counts as on time.
+const PUNCTUAL: Duration = Duration::from_millis(1);
 /// The longest sleep: whoever slept much longer was paused.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -202,10 +204,14 @@ impl Elections {
 
     /// Advertisements and takeovers whose time has come.
     fn advance(&mut self, now: Duration) {
-        let all = self.running.iter_mut();
-        let due = all.filter(|(_, running)| running.router.next_deadline().is_some_and(|at| at <= now));
-        let acting: Vec<(RouterId, Vec<Action>)> =
-            due.map(|(id, running)| (id.clone(), running.router.timeout(now))).collect();
+        let mut acting = Vec::new();
+        for (id, running) in &mut self.running {
+            if let Some(at) = running.router.next_deadline().filter(|at| *at <= now) {
+                // A little lateness is not carried on to the next advertisement.
+                let time = if now - at < PUNCTUAL { at } else { now };
+                acting.push((id.clone(), running.router.timeout(time)));
+            }
+        }
         for (id, actions) in acting {
             self.act(&id, actions);
         }

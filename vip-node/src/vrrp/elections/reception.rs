@@ -66,7 +66,8 @@ impl Elections {
         let now = self.epoch.elapsed();
         let master = running.router.master();
         let actions = running.router.receive(now, source, &advert);
-        if running.router.master() != master || self.heard.accept(now, &id, source, advert.priority) {
+        let another = running.router.master() != master;
+        if self.heard.accept(now, &id, source, advert.priority) || another {
             self.news.now();
         }
         self.act(&id, actions);

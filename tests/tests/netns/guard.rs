@@ -1,0 +1,52 @@
+//! An agent that is gone: its node stays owner for a while, then offers the addresses to a node that is fit.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use lab::{Segment, command};
+use vip_core::api::VrrpState;
+
+use crate::one_owner;
+use crate::vrrp::{SOON, Vrrp};
+
+const GRACE: [&str; 2] = ["--agent-grace", "2s"];
+
+fn priority(vrrp: &Vrrp<'_>) -> u8 {
+    vrrp.report().routers.first().map_or(0, |router| router.priority)
+}
+
+#[test]
+fn without_its_agent_a_node_offers_the_address_to_another() -> Result<()> {
+    let segment = Segment::new(2)?;
+    let all = [1, 2].map(|number| Vrrp::start_with(segment.host(number), number, &GRACE));
+    let [first, second] = all;
+    let all = [first?, second?];
+    all[0].elect_with(254)?;
+    all[1].elect_with(224)?;
+    let owner = one_owner(&all)?;
+    all[owner].mute(true);
+    thread::sleep(Duration::from_secs(1));
+    ensure!(one_owner(&all)? == owner, "the address moved before the grace was over");
+    command::until("another owner", SOON, || Ok((one_owner(&all)? != owner).then_some(())))?;
+    ensure!(priority(&all[owner]) == 1, "it still competes: {:?}", all[owner].report());
+    all[owner].mute(false);
+    command::until("its old priority", SOON, || Ok((priority(&all[owner]) > 1).then_some(())))?;
+    ensure!(one_owner(&all)? != owner, "the address moved a second time");
+    Ok(())
+}
+
+#[test]
+fn without_its_agent_a_node_that_is_alone_keeps_the_address() -> Result<()> {
+    let segment = Segment::new(1)?;
+    let all = [Vrrp::start_with(segment.host(1), 1, &GRACE)?];
+    all[0].elect_with(254)?;
+    one_owner(&all)?;
+    all[0].mute(true);
+    let lost = || Ok((priority(&all[0]) == 1).then_some(()));
+    command::until("the loss to be noticed", SOON, lost)?;
+    for _ in 0..10 {
+        ensure!(all[0].is_bound()? && all[0].state() == VrrpState::Master, "the address was let go");
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Adverts on time: at the shortest interval, and while hundreds of addresses are bound.
+
+use std::{net::IpAddr, net::Ipv4Addr, thread, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Host, Segment, command};
+use vip_core::{
+    api::VrrpState,
+    vrrp::{Lan, RouterConfig, RouterId},
+};
+
+use crate::vrrp::{SOON, VIP, Vrrp, config};
+
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// The times between adverts of an identifier as another host hears them, ascending, in microseconds.
+fn gaps(host: &Host, vrid: u8, count: usize) -> Result<Vec<u64>> {
+    let capture =
+        format!("timeout 20 tcpdump -ni eth0 -tt -c {count} 'ip proto 112 and ip[21] = {vrid}' 2>/dev/null");
+    let seen = host.exec(&capture)?.stdout;
+    let times: Vec<f64> =
+        seen.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+    let mut gaps: Vec<u64> =
+        times.windows(2).map(|pair| ((pair[1] - pair[0]) * 1e6).max(0.0) as u64).collect();
+    gaps.sort_unstable();
+    ensure!(gaps.len() + 1 >= count, "only {} adverts were seen", gaps.len() + 1);
+    Ok(gaps)
+}
+
+fn print(what: &str, gaps: &[u64]) {
+    let at = |percent: usize| gaps[(gaps.len() - 1) * percent / 100];
+    println!("{what}: gaps of {} to {} us, median {}, 99 % below {}", at(0), at(100), at(50), at(99));
+}
+
+fn many(count: u16) -> Vec<IpAddr> {
+    (0..count).map(|n| Ipv4Addr::from(u32::from(VIP) + 256 + u32::from(n)).into()).collect()
+}
+
+#[test]
+fn adverts_every_10_ms_are_on_time_and_fail_over_fast() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let mut all = Vec::new();
+    for (number, priority) in [(1, 254), (2, 224)] {
+        let vrrp = Vrrp::start(segment.host(number), number)?;
+        vrrp.elect_all(
+            vec![RouterConfig { interval: INTERVAL, ..config(priority, &[VIP.into()]) }],
+            Lan::default(),
+        )?;
+        all.push(vrrp);
+    }
+    let owner = crate::settled_owner_of(&all, VIP.into())?;
+    let gaps = gaps(segment.host(3), crate::vrrp::VRID, 300)?;
+    print("adverts every 10 ms", &gaps);
+    let median = gaps[gaps.len() / 2];
+    ensure!((9_800..10_500).contains(&median), "the median of the gaps is {median} us");
+    segment.isolate(all[owner].number)?;
+    let cut = std::time::Instant::now();
+    command::until("a successor", SOON, || Ok((all[1 - owner].state() == VrrpState::Master).then_some(())))?;
+    println!("taken over after {} ms", cut.elapsed().as_millis());
+    Ok(())
+}
+
+#[test]
+fn hundreds_of_addresses_move_at_once_and_no_advert_is_late() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let (vips, extra) = (many(250), [IpAddr::from([10, 87, 7, 7])]);
+    let other = RouterId { vrid: 78, ..config(1, &extra).id };
+    let mut all = Vec::new();
+    for (number, priorities) in [(1, (254, 224)), (2, (224, 254))] {
+        let vrrp = Vrrp::start(segment.host(number), number)?;
+        let big = RouterConfig { interval: INTERVAL, ..config(priorities.0, &vips) };
+        let small = RouterConfig { id: other.clone(), interval: INTERVAL, ..config(priorities.1, &extra) };
+        vrrp.elect_all(vec![big, small], Lan::default())?;
+        all.push(vrrp);
+    }
+    let bound =
+        |vrrp: &Vrrp<'_>| vrrp.report().routers.iter().map(|router| router.bound.len()).sum::<usize>();
+    command::until("all addresses", SOON, || Ok((bound(&all[0]) + bound(&all[1]) == 251).then_some(())))?;
+    let owner = usize::from(bound(&all[1]) > 1);
+    // The other election's adverts go out while the addresses of this one are bound.
+    let gaps = thread::scope(|scope| -> Result<Vec<u64>> {
+        let sniffer = scope.spawn(|| gaps(segment.host(3), 78, 200));
+        thread::sleep(Duration::from_millis(700));
+        segment.isolate(all[owner].number)?;
+        let cut = std::time::Instant::now();
+        command::until("all addresses", SOON, || Ok((bound(&all[1 - owner]) == 251).then_some(())))?;
+        println!("251 addresses taken over within {} ms", cut.elapsed().as_millis());
+        sniffer.join().ok().context("tcpdump ended badly")?
+    })?;
+    print("adverts of the other election", &gaps);
+    ensure!(all[1 - owner].has(vips[249])?, "the last address is missing");
+    Ok(())
+}
+
+#[test]
+fn two_hundred_elections_on_a_node() -> Result<()> {
+    let segment = Segment::new(2)?;
+    let routers: Vec<RouterConfig> = many(200)
+        .into_iter()
+        .zip(1..)
+        .map(|(vip, vrid)| RouterConfig {
+            id: RouterId { vrid, ..config(1, &[vip]).id },
+            ..config(200, &[vip])
+        })
+        .collect();
+    let all = [Vrrp::start(segment.host(1), 1)?];
+    all[0].elect_all(routers, Lan::default())?;
+    let masters = || all[0].report().routers.iter().filter(|router| router.bound.len() == 1).count();
+    command::until("200 masters", SOON, || Ok((masters() == 200).then_some(())))?;
+    let gaps = gaps(segment.host(2), 100, 20)?;
+    print("one of 200 elections with adverts every 100 ms", &gaps);
+    let median = gaps[gaps.len() / 2];
+    ensure!((99_000..102_000).contains(&median), "the median of the gaps is {median} us");
+    Ok(())
+}
