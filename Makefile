@@ -1,7 +1,7 @@
 # Every target does what it needs by itself; nothing has to be run before.
 LAB := cargo run --quiet --package lab --
 
-.PHONY: help setup build image demo lab-up lab-down test lint bench
+.PHONY: help setup build image demo lab-up lab-down test fuzz lint bench
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,11 @@ lab-down: ## Stop the cluster and leave nothing behind
 
 test: setup ## Run all tests, on real kernels and a real cluster
 	@$(LAB) test
+
+FUZZ := 10000000
+fuzz: ## Feed every decoder ten million inputs (FUZZ=n: another number)
+	CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true \
+		PROPTEST_CASES=$(FUZZ) cargo test --release --target-dir target/fuzz --workspace --lib any_bytes
 
 lint: ## Formatting, clippy, licences
 	cargo fmt --all --check
