@@ -58,11 +58,11 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
 
     let mut beat = Duration::ZERO;
     while !elections.is_over() {
-        let mut queued = Vec::new();
+        let (mut queued, mut stop) = (Vec::new(), false);
         tokio::select! {
             biased;
-            _ = terminate.recv() => elections.stop(),
-            _ = interrupt.recv() => elections.stop(),
+            _ = terminate.recv() => stop = true,
+            _ = interrupt.recv() => stop = true,
             order = inbox.recv() => queued.extend(order),
             () = elections.wait(beat.min(elections.report_due())) => {}
         }
@@ -71,12 +71,14 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
         while let Ok(order) = inbox.try_recv() {
             queued.push(order);
         }
-        elections.work(queued);
+        elections.work(queued, stop);
         let now = elections.now();
         if now >= elections.report_due() {
             let report = Arc::new(elections.report());
             publish.send_modify(|saying| saying.report = report);
         }
+        // An election that was just entered may want more of them.
+        beat = beat.min(now + elections.beat());
         if now >= beat {
             beat = now + elections.beat();
             publish.send_modify(|saying| saying.beats += 1);

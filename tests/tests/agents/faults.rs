@@ -6,6 +6,9 @@ use lab::Report;
 
 use super::*;
 
+/// Shorter than the second after which a lost SYN is sent again: what nobody received is a failure.
+const LIMIT: Duration = Duration::from_millis(900);
+
 /// A fault of the owner's node.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
@@ -78,10 +81,8 @@ impl Fault {
     pub fn strike(&self, scene: &mut Scene<'_>, vip: Ipv4Addr) -> Result<Measured> {
         let owner = scene.owner(vip)?;
         let client = scene.client();
-        let watch = client
-            .client()
-            .limit(Duration::from_millis(200))
-            .watch(&format!("http://{vip}/"), Duration::from_millis(5))?;
+        let url = format!("http://{vip}/");
+        let watch = client.client().limit(LIMIT).watch(&url, Duration::from_millis(5))?;
         watch.wait_answers(50, SOON)?;
         let arp = ArpWatch::start(client.netns(), client.address(), vip);
         thread::sleep(Duration::from_millis(200));

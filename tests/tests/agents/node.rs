@@ -33,7 +33,8 @@ impl<'a> Node<'a> {
     /// Starts both processes on a host. `interval` is that of the advertisements.
     pub fn start(lab: &'a Lab, host: &'a Host, interval: &'static str) -> Result<Self> {
         let name = format!("native-{}", host.number());
-        let folder = paths::target().join("tmp").join(host.netns().name());
+        // Among the lab's logs, which are kept and named when something fails.
+        let folder = lab.logs_dir().join("native").join(host.netns().name());
         fs::create_dir_all(folder.join("state"))?;
         fs::write(folder.join("kubeconfig"), credentials(lab, &name)?.to_string())?;
         let server = Server::start(host.netns(), &name)?;
@@ -128,11 +129,6 @@ impl Drop for Node<'_> {
             let _ = self.kill(part);
         }
         let _ = self.lab.kubectl(["delete", "vipnode,node", &self.name, "--ignore-not-found"]);
-        if std::thread::panicking() {
-            eprintln!("the logs of {}: {}", self.name, self.folder.display());
-        } else {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
     }
 }
 

@@ -19,6 +19,8 @@ use crate::link::{self, Elect, Order, OrderSender, Report, ReportReceiver, Word}
 const RETRY: Duration = Duration::from_millis(50);
 /// The silence after which vrrp is taken for hung, where it takes part in no election.
 const IDLE: Duration = Duration::from_secs(5);
+/// A timer that fires so much too late tells of a pause of this process itself.
+const LATE: Duration = Duration::from_millis(50);
 
 /// The other process of this node.
 pub struct Partner {
@@ -97,8 +99,8 @@ impl Link {
         let mut heard = Instant::now();
         let mut hung = false;
         loop {
+            let patience = self.patience(&last);
             tokio::select! {
-                // What is queued is read first: this process may be the one that was paused.
                 biased;
                 word = receiver.recv() => {
                     heard = Instant::now();
@@ -114,7 +116,12 @@ impl Link {
                     hung = false;
                     self.publish.send_replace(Some(last.clone()));
                 }
-                () = sleep_until(heard + self.patience(&last)), if !hung => {
+                () = sleep_until(heard + patience), if !hung => {
+                    if heard.elapsed() > patience + LATE {
+                        // It was this process that was paused: what vrrp said meanwhile is about to be read.
+                        heard = Instant::now();
+                        continue;
+                    }
                     hung = true;
                     warn!(silent = ?heard.elapsed(), "vrrp hangs");
                     self.publish.send_replace(None);

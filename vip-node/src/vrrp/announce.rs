@@ -10,18 +10,11 @@ use std::time::Duration;
 
 use vip_core::vrrp::RouterId;
 
-/// Times after the takeover. The kernel of a node whose processes died may answer for the lifetime of the address, so
-/// the announcements go on until that has passed.
-const BURST: [Duration; 9] = [
-    Duration::ZERO,
-    Duration::from_millis(50),
-    Duration::from_millis(150),
-    Duration::from_millis(350),
-    Duration::from_millis(750),
-    Duration::from_millis(1500),
-    Duration::from_millis(2500),
-    Duration::from_millis(3500),
-    Duration::from_secs(5),
+/// Milliseconds after the takeover. The kernel of a node whose processes are dead or stopped may answer until the lifetime of
+/// the address ends, three seconds after it was renewed last. A host that asked meanwhile and believed it is without an
+/// answer from then until the next announcement, so there is one every quarter of a second until that bound has passed.
+const BURST: [u64; 18] = [
+    0, 50, 150, 350, 600, 850, 1100, 1350, 1600, 1850, 2100, 2350, 2600, 2850, 3100, 3350, 3600, 5000,
 ];
 /// The slow refresh, for switches that forget.
 const REFRESH: Duration = Duration::from_secs(60);
@@ -92,7 +85,7 @@ impl Announcer {
                 plan.made += 1;
                 plan.due = now
                     + match BURST.get(plan.made) {
-                        Some(next) => *next - BURST[plan.made - 1],
+                        Some(next) => Duration::from_millis(*next - BURST[plan.made - 1]),
                         None => REFRESH,
                     };
                 announcements.push((plan.router.clone(), address));
@@ -121,13 +114,13 @@ mod tests {
         let mut announcer = Announcer::default();
         announcer.announce(Duration::from_secs(10), &router(), &[ip(50)]);
         let mut times = Vec::new();
-        while times.len() < 11 {
+        while times.len() < 20 {
             let at = announcer.next_deadline().unwrap();
             assert_eq!(announcer.due(at), [(router(), ip(50))]);
-            times.push(at - Duration::from_secs(10));
+            times.push((at - Duration::from_secs(10)).as_millis());
         }
-        assert_eq!(times[..9], BURST);
-        assert_eq!(times[9..], [Duration::from_secs(65), Duration::from_secs(125)]);
+        assert_eq!(times[..18], BURST.map(u128::from));
+        assert_eq!(times[18..], [65_000, 125_000]);
         announcer.forget(ip(50));
         assert_eq!(announcer.next_deadline(), None);
     }
@@ -141,7 +134,7 @@ mod tests {
             announcer.announce(now, &router(), &[ip(50)]);
             made += announcer.due(now).len();
         }
-        assert_eq!(made, 50, "five in each second");
+        assert_eq!(made, 60, "six in each second");
         announcer.forget(ip(50));
         let now = Duration::from_millis(10_000);
         announcer.announce(now, &router(), &[ip(50)]);
