@@ -1,13 +1,20 @@
 //! An agent that is gone: its node stays owner for a while, then offers the addresses to a node that is fit.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use lab::{Segment, command};
-use vip_core::api::VrrpState;
+use vip_core::{
+    api::VrrpState,
+    vrrp::{Lan, RouterConfig},
+};
+use vip_node::link::{self, Word};
 
 use crate::one_owner;
-use crate::vrrp::{SOON, Vrrp};
+use crate::vrrp::{SOON, VIP, Vrrp, config};
 
 const GRACE: [&str; 2] = ["--agent-grace", "2s"];
 
@@ -49,4 +56,32 @@ fn without_its_agent_a_node_that_is_alone_keeps_the_address() -> Result<()> {
         thread::sleep(Duration::from_millis(200));
     }
     Ok(())
+}
+
+#[test]
+fn an_agent_that_does_not_read_for_a_while_is_not_turned_away() -> Result<()> {
+    let segment = Segment::new(1)?;
+    let vrrp = Vrrp::start(segment.host(1), 1)?;
+    let interval = Duration::from_millis(10);
+    vrrp.elect_all(vec![RouterConfig { interval, ..config(200, &[VIP.into()]) }], Lan::default())?;
+    let all = [vrrp];
+    one_owner(&all)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (_sender, mut receiver) = link::connect(&all[0].socket()).await?;
+        ensure!(
+            matches!(receiver.recv().await, Some(Word::Report(_))),
+            "a talk begins with how things stand"
+        );
+        // More than the socket holds; what it does not hold is left out.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let (mut words, begun) = (0, Instant::now());
+        while begun.elapsed() < Duration::from_secs(1) {
+            ensure!(receiver.recv().await.is_some(), "vrrp ended the talk");
+            words += 1;
+        }
+        println!("{words} words after a pause of 4 s");
+        ensure!((150..900).contains(&words), "{words} words in a second with a beat of 5 ms");
+        Ok(())
+    })
 }

@@ -122,6 +122,11 @@ impl<'a> Vrrp<'a> {
         self.mute.store(mute, Ordering::Relaxed);
     }
 
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("vrrp.sock")
+    }
+
     pub fn order(&self, order: Order) -> Result<()> {
         Ok(self.orders.send(order)?)
     }

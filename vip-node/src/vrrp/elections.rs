@@ -148,14 +148,7 @@ impl Elections {
         Ok(this)
     }
 
-    /// Leaves every election by plan; nothing is entered any more.
-    pub fn stop(&mut self) {
-        self.stopping = true;
-        self.ordered.clear();
-        self.settle();
-    }
-
-    /// Whether all was left after [`Elections::stop`].
+    /// Whether all was left by plan, as was asked.
     pub fn is_over(&self) -> bool {
         self.stopping && self.running.is_empty() && self.bindings.is_empty()
     }
@@ -180,13 +173,19 @@ impl Elections {
     }
 
     /// Does what is due, and one batch of what can be done in parts. Everything that was received, said or changed is
-    /// looked at before any timer is: a process that was paused learns first what happened meanwhile.
-    pub fn work(&mut self, orders: Vec<Order>) {
+    /// looked at before any timer is: a process that was paused learns first what happened meanwhile. `stop`: leaves every
+    /// election by plan, and nothing is entered any more.
+    pub fn work(&mut self, orders: Vec<Order>, stop: bool) {
         self.receive();
         self.hear_claims();
         self.follow_changes();
         for order in orders {
             self.obey(order);
+        }
+        if stop && !self.stopping {
+            self.stopping = true;
+            self.ordered.clear();
+            self.settle();
         }
         let now = self.now();
         self.watch_agent(now);
