@@ -136,10 +136,16 @@ impl Tier {
             }
             Self::Api => {
                 product::build_programs()?;
-                self.within(Parts::Api, |lab| {
+                let mut count = self.within(Parts::Api, |lab| {
                     let tests = ["--package", "lab", "--test", "api_admission", "--test", "api_plugin"];
                     cargo(&tests, &[], Some(("LAB_API", lab.name())))
-                })
+                })?;
+                // These stop the API server, and nodes that others played would be their peers.
+                count.add(self.within(Parts::Api, |lab| {
+                    let tests = ["--package", "lab", "--test", "agents"];
+                    cargo(&tests, &["--test-threads=1"], Some(("LAB_API", lab.name())))
+                })?);
+                Ok(count)
             }
             Self::Kernel => {
                 let program = kernel_program()?;

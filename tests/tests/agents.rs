@@ -215,6 +215,38 @@ fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew
 }
 
 #[test]
+fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() -> Result<()> {
+    let segment = Segment::new(4)?;
+    let scene = Scene::new(&segment, 3, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 64);
+    scene.reserve(vip)?;
+    let owner = scene.owner(vip)?;
+    let number = scene.nodes[owner].host.number();
+    scene.lab.stop_apiserver()?;
+    let outcome = (|| -> Result<()> {
+        let url = format!("http://{vip}/");
+        let watch =
+            scene.client().client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(5))?;
+        watch.wait_answers(50, SOON)?;
+        segment.unplug(number)?;
+        let next = scene.owner(vip)?;
+        ensure!(next != owner, "the node that was cut off still has the address");
+        let report = watch.stop();
+        println!("longest gap {} ms", report.longest_gap.as_millis());
+        ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
+        segment.plug(number)?;
+        // Longer than a carrier has to last before its node takes part again.
+        for _ in 0..10 {
+            thread::sleep(Duration::from_millis(500));
+            ensure!(scene.owner(vip)? == next, "the address moved a second time");
+        }
+        Ok(())
+    })();
+    scene.lab.start_apiserver()?;
+    outcome
+}
+
+#[test]
 fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named() -> Result<()> {
     let segment = Segment::new(4)?;
     let scene = Scene::new(&segment, 2, "100ms")?;
@@ -252,7 +284,8 @@ fn whatever_is_killed_or_stopped_there_is_one_owner_and_it_answers() -> Result<(
     let mut scene = Scene::new(&segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 63);
     scene.reserve(vip)?;
-    for fault in faults::ALL {
+    // Each of them twice in a row: what one leaves behind meets the next.
+    for fault in faults::ALL.into_iter().filter(|fault| fault.times == 2) {
         let measured = fault.strike(&mut scene, vip)?;
         println!("{fault}: {measured}");
         fault.judge(&measured).with_context(|| format!("{fault}: {measured}"))?;

@@ -16,7 +16,7 @@ pub struct Fault {
     /// KILL, or STOP and after some seconds CONT.
     signal: &'static str,
     /// Twice in a row, the second time when the process is back for half a second.
-    times: u32,
+    pub times: u32,
 }
 
 const fn fault(parts: &'static [Part], signal: &'static str, times: u32) -> Fault {
