@@ -235,6 +235,8 @@ pub enum Reason {
     AddressInUse,
     /// Another machine of the LAN claims an address that is bound here: it is defended.
     AddressClaimed,
+    /// Another node of ours believes that it owns the address too.
+    TwoOwners,
     /// Nobody else uses the address.
     NoConflict,
     /// The kernel has no IPVS.

@@ -27,7 +27,7 @@ pub fn owned(
     plan: &VipPlan,
     node: &str,
     interface: &str,
-    claim: Option<&Claim>,
+    conflict: Option<&Trouble>,
     programmed: &Programmed,
     now: &Time,
 ) -> VirtualIPStatus {
@@ -47,7 +47,7 @@ pub fn owned(
         conditions: vec![
             condition(vip, CONDITION_ANNOUNCED, announced, now),
             condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
-            condition(vip, CONDITION_CONFLICT, conflicting(claim), now),
+            condition(vip, CONDITION_CONFLICT, conflicting(conflict), now),
         ],
     }
 }
@@ -57,11 +57,11 @@ pub fn in_use(
     vip: &VirtualIP,
     plan: &VipPlan,
     node: &str,
-    claim: &Claim,
+    conflict: &Trouble,
     programmed: &Programmed,
     now: &Time,
 ) -> VirtualIPStatus {
-    let message = format!("{node} does not announce {}: another machine uses it", claim.address);
+    let message = format!("{node} does not announce {}: another machine uses it", vip.spec.address);
     let announced = Verdict { holds: false, reason: Reason::AddressInUse, message };
     VirtualIPStatus {
         node: None,
@@ -71,31 +71,41 @@ pub fn in_use(
         conditions: vec![
             condition(vip, CONDITION_ANNOUNCED, announced, now),
             condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
-            condition(vip, CONDITION_CONFLICT, conflicting(Some(claim)), now),
+            condition(vip, CONDITION_CONFLICT, conflicting(Some(conflict)), now),
         ],
     }
 }
 
-/// Another machine's claim as a word and a sentence.
-pub fn conflict(claim: &Claim) -> (Reason, String) {
+/// Another machine's claim in words.
+pub fn claimed(claim: &Claim) -> Trouble {
     let Claim { address, interface, mac, .. } = claim;
     let mac = mac_text(*mac);
     if claim.yielded {
         let message = format!(
             "{address} is used by {mac} on {interface}: it is not bound; take the address from that machine, or exclude it from the pool"
         );
-        (Reason::AddressInUse, message)
+        Trouble::new(Reason::AddressInUse, message)
     } else {
         let message = format!(
             "{mac} on {interface} claims {address}, which is bound here and is announced against it; take the address from that machine"
         );
-        (Reason::AddressClaimed, message)
+        Trouble::new(Reason::AddressClaimed, message)
     }
 }
 
-fn conflicting(claim: Option<&Claim>) -> Verdict {
-    match claim.map(conflict) {
-        Some((reason, message)) => Verdict { holds: true, reason, message },
+/// Another owner of ours in words.
+pub fn rivalled(address: &str, rival: IpAddr, lan: &Lan) -> Trouble {
+    let other = lan.peer(rival).map_or_else(|| rival.to_string(), |peer| format!("{} ({rival})", peer.node));
+    let message = format!(
+        "{other} believes that it owns {address} too, so it does not hear this node's advertisements: look at what is between them; the \
+         node of higher priority keeps the address"
+    );
+    Trouble::new(Reason::TwoOwners, message)
+}
+
+fn conflicting(conflict: Option<&Trouble>) -> Verdict {
+    match conflict {
+        Some(trouble) => Verdict { holds: true, reason: trouble.reason, message: trouble.message.clone() },
         None => Verdict {
             holds: false,
             reason: Reason::NoConflict,

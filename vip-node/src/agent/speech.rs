@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::{Resource, ResourceExt};
 use vip_core::api::{
-    RENEW_SECONDS, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus, VirtualIP, VrrpState,
+    RENEW_SECONDS, Reason, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus, VirtualIP, VrrpState,
 };
-use vip_core::desired::{Desired, VipPlan};
+use vip_core::desired::{Desired, Trouble, VipPlan};
 use vip_core::pool;
 use vip_core::validate::check_pools;
 use vip_core::vrrp::{Family, Lan};
@@ -18,7 +18,7 @@ use super::programmer::Programmed;
 use super::report;
 use super::view::View;
 use super::writer::{Happening, Outbox, Writer};
-use crate::link::{Claim, Heard, Report, RouterReport};
+use crate::link::{Heard, Report, RouterReport};
 
 /// A virtual IP without an owner for this long is said to have none: a takeover is shorter.
 const UNOWNED: Duration = Duration::from_secs(3);
@@ -48,8 +48,8 @@ pub struct Speaker {
     owned: BTreeSet<String>,
     /// Virtual IPs without an owner anywhere, since when.
     orphans: BTreeMap<String, Instant>,
-    /// Claims of other machines that were told.
-    claims: BTreeSet<(String, [u8; 6])>,
+    /// Conflicts that were told, each with its virtual IP.
+    conflicts: BTreeSet<(String, String)>,
     /// Routers of others that were told.
     foreign: BTreeSet<(String, u8, std::net::IpAddr)>,
 }
@@ -61,7 +61,7 @@ impl Speaker {
             writer,
             owned: BTreeSet::new(),
             orphans: BTreeMap::new(),
-            claims: BTreeSet::new(),
+            conflicts: BTreeSet::new(),
             foreign: BTreeSet::new(),
         }
     }
@@ -117,8 +117,10 @@ impl Speaker {
             let (Some(vip), Some(interface)) = (scene.view.vip(&plan.name), owned.get(&plan.name)) else {
                 continue;
             };
-            let claim = claim_on(scene, plan);
-            let status = report::owned(vip, plan, scene.node, interface, claim, scene.programmed, scene.now);
+            let conflict = conflict_about(scene, plan);
+            let conflict = conflict.as_ref();
+            let status =
+                report::owned(vip, plan, scene.node, interface, conflict, scene.programmed, scene.now);
             if vip.status.as_ref() != Some(&status) {
                 outbox.vips.insert(plan.name.clone(), status);
             }
@@ -138,33 +140,27 @@ impl Speaker {
         self.owned = owned.into_keys().collect();
     }
 
-    /// Addresses that other machines use or claim. Of those that are left to them, the master of their router speaks.
+    /// Addresses that others use or claim. Of those that are left to them, the master of their router speaks.
     fn speak_for_conflicts(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
         let mut told = BTreeSet::new();
         for plan in &scene.desired.vips {
-            let (Some(vip), Some(claim)) = (scene.view.vip(&plan.name), claim_on(scene, plan)) else {
+            let (Some(vip), Some(conflict)) = (scene.view.vip(&plan.name), conflict_about(scene, plan))
+            else {
                 continue;
             };
-            let mastered = masters(scene).any(|router| {
-                router.id.vrid == plan.vrid && Some(router.id.family) == plan.address.map(Family::of)
-            });
-            if !mastered {
-                continue;
-            }
-            if claim.yielded {
-                let status = report::in_use(vip, plan, scene.node, claim, scene.programmed, scene.now);
+            if conflict.reason == Reason::AddressInUse {
+                let status = report::in_use(vip, plan, scene.node, &conflict, scene.programmed, scene.now);
                 if vip.status.as_ref() != Some(&status) {
                     outbox.vips.insert(plan.name.clone(), status);
                 }
             }
-            let key = (plan.name.clone(), claim.mac);
-            if !self.claims.contains(&key) {
-                let (reason, note) = report::conflict(claim);
-                self.tell(vip, true, reason.to_string(), note);
+            let key = (plan.name.clone(), conflict.message);
+            if !self.conflicts.contains(&key) {
+                self.tell(vip, true, conflict.reason.to_string(), key.1.clone());
             }
             told.insert(key);
         }
-        self.claims = told;
+        self.conflicts = told;
     }
 
     fn speak_for_orphans(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
@@ -226,10 +222,14 @@ fn owned_now(scene: &Scene<'_>) -> BTreeMap<String, String> {
     owned
 }
 
-/// What another machine claims of a virtual IP.
-fn claim_on<'a>(scene: &Scene<'a>, plan: &VipPlan) -> Option<&'a Claim> {
+/// Who else uses or claims a virtual IP whose master this node is.
+fn conflict_about(scene: &Scene<'_>, plan: &VipPlan) -> Option<Trouble> {
+    let address = plan.address?;
+    let family = Family::of(address);
+    let master = masters(scene).find(|router| (router.id.vrid, router.id.family) == (plan.vrid, family))?;
     let claims = scene.report.map(|report| report.claims.as_slice()).unwrap_or_default();
-    claims.iter().find(|claim| Some(claim.address) == plan.address)
+    let claim = claims.iter().find(|claim| claim.address == address).map(report::claimed);
+    claim.or_else(|| Some(report::rivalled(&address.to_string(), master.rival?, scene.lan)))
 }
 
 /// Whether this node speaks for what nobody owns: the first by name of those that are not silent.

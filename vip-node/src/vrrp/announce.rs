@@ -13,9 +13,8 @@ use vip_core::vrrp::RouterId;
 /// Milliseconds after the takeover. The kernel of a node whose processes are dead or stopped may answer until the lifetime of
 /// the address ends, three seconds after it was renewed last. A host that asked meanwhile and believed it is without an
 /// answer from then until the next announcement, so there is one every quarter of a second until that bound has passed.
-const BURST: [u64; 18] = [
-    0, 50, 150, 350, 600, 850, 1100, 1350, 1600, 1850, 2100, 2350, 2600, 2850, 3100, 3350, 3600, 5000,
-];
+const BURST: [u64; 18] =
+    [0, 50, 150, 350, 600, 850, 1100, 1350, 1600, 1850, 2100, 2350, 2600, 2850, 3100, 3350, 3600, 5000];
 /// The slow refresh, for switches that forget.
 const REFRESH: Duration = Duration::from_secs(60);
 /// At most so many frames at once, announcements or probes; the next after [`SPACING`]. That is 56 Mbit/s of neighbour

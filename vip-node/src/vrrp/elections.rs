@@ -45,6 +45,38 @@ struct Running {
     succeeds: bool,
     /// Another router with the priority of an address owner was complained of.
     rivalled: bool,
+    /// Another router of ours that advertises although we are master.
+    rival: Option<Rival>,
+}
+
+/// Another master beside this one, between two answers of ours.
+#[derive(Clone, Copy, Debug)]
+struct Rival {
+    address: IpAddr,
+    /// When it was heard first and last.
+    since: Duration,
+    last: Duration,
+}
+
+impl Running {
+    /// Notes an advertisement that was accepted: while we are master it is a rival's.
+    fn note_rival(&mut self, now: Duration, source: IpAddr, priority: u8) {
+        let same = |rival: &Rival| rival.address == source && now < rival.last + self.patience();
+        let since = self.rival.filter(same).map_or(now, |rival| rival.since);
+        let rivals = priority > 0 && self.router.state() == VrrpState::Master;
+        self.rival = rivals.then_some(Rival { address: source, since, last: now });
+    }
+
+    /// A rival that has gone on for some intervals in spite of our answers, until it was silent for as long.
+    fn rival(&self, now: Duration) -> Option<IpAddr> {
+        let patience = self.patience();
+        let lasts = |rival: &Rival| rival.last - rival.since >= patience && now < rival.last + patience;
+        self.rival.filter(lasts).map(|rival| rival.address)
+    }
+
+    fn patience(&self) -> Duration {
+        self.router.config().interval * 5
+    }
 }
 
 /// What failed when an election was entered or its addresses were bound.
@@ -349,7 +381,7 @@ impl Elections {
         }
         let mut router = Router::new(config, place.source);
         let actions = router.start(now);
-        let running = Running { router, index: place.index, succeeds: false, rivalled: false };
+        let running = Running { router, index: place.index, succeeds: false, rivalled: false, rival: None };
         self.running.insert(id.clone(), running);
         self.act(&id, actions);
     }

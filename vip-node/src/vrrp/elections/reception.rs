@@ -1,5 +1,7 @@
 //! Advertisements that arrive: checked, counted, handed to the router they are for.
 
+use std::net::IpAddr;
+
 use tracing::{debug, error, warn};
 use vip_core::api::VrrpState;
 use vip_core::vrrp::packet::{self, Advert, Context, Refusal};
@@ -66,6 +68,11 @@ impl Elections {
         let now = self.epoch.elapsed();
         let master = running.router.master();
         let actions = running.router.receive(now, source, &advert);
+        let before = running.rival(now);
+        running.note_rival(now, source, advert.priority);
+        if running.rival(now) != before {
+            self.news.now();
+        }
         let another = running.router.master() != master;
         if self.heard.accept(now, &id, source, advert.priority) || another {
             self.news.now();
@@ -75,7 +82,7 @@ impl Elections {
     }
 
     /// A router that speaks for others is remembered, and never obeyed.
-    fn ignore(&mut self, id: &RouterId, source: std::net::IpAddr, advert: &Advert) {
+    fn ignore(&mut self, id: &RouterId, source: IpAddr, advert: &Advert) {
         let now = self.now();
         let known = self.heard.foreign(now).iter().any(|heard| heard.id == *id && heard.address == source);
         if !self.heard.ignore(now, id, source, advert.priority) {
