@@ -11,8 +11,8 @@ use lab::{Host, Segment, command};
 use vip_core::vrrp::{ChecksumPolicy, Lan, Peer};
 
 use crate::keepalived::{Keepalived, LINK_LOCAL, Settings};
-use crate::one_owner_of;
 use crate::vrrp::{SOON, VIP, VIP6, Vrrp, config, has};
+use crate::{one_owner_of, settled_owner_of};
 
 /// The addresses of keepalived's virtual router, the one that is looked at last.
 fn addresses(settings: &Settings) -> Vec<IpAddr> {
@@ -144,7 +144,7 @@ fn by_unicast_three_elect_one() -> Result<()> {
         vrrp.elect_all(vec![config(priority, &[VIP.into()])], lan.clone())?;
         all.push(vrrp);
     }
-    let owner = crate::settled_owner_of(&all, VIP.into())?;
+    let owner = settled_owner_of(&all, VIP.into())?;
     let seen = segment
         .host(3)
         .exec("timeout 1 tcpdump -ni eth0 -c 3 ip proto 112 and dst 224.0.0.18 2>/dev/null")?;
@@ -152,7 +152,7 @@ fn by_unicast_three_elect_one() -> Result<()> {
     segment.isolate(all[owner].number)?;
     let number = all[owner].number;
     let rest: Vec<Vrrp<'_>> = all.into_iter().filter(|vrrp| vrrp.number != number).collect();
-    crate::settled_owner_of(&rest, VIP.into()).map(drop)
+    settled_owner_of(&rest, VIP.into()).map(drop)
 }
 
 #[test]

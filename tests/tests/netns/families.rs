@@ -1,6 +1,10 @@
 //! IPv6 and both families at once: elected, announced, moved, with a client that asks all the time.
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Segment, Server, command};
@@ -102,7 +106,7 @@ fn killed_it_leaves_an_ipv6_address_to_the_kernel() -> Result<()> {
     one_owner_of(&all, VIP6.into())?;
     thread::sleep(Duration::from_millis(1500));
     all[0].signal("KILL")?;
-    let killed = std::time::Instant::now();
+    let killed = Instant::now();
     command::until("the kernel to remove the address", Duration::from_secs(6), || {
         Ok((!all[0].has(VIP6.into())?).then_some(()))
     })?;

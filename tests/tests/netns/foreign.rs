@@ -13,13 +13,13 @@ use lab::{Host, Segment, command};
 use vip_core::{
     api::VrrpState,
     vrrp::{
-        ChecksumPolicy, Family, Lan,
+        ChecksumPolicy, Family, Lan, RouterConfig,
         packet::{Advert, Checksum, group},
     },
 };
 
 use crate::vrrp::{SOON, VIP, VIP6, VRID, Vrrp, config, has};
-use crate::{one_owner, one_owner_of, still};
+use crate::{one_owner, one_owner_of, settled_owner_of, still};
 
 /// Sends raw bytes as an IPv4 datagram of protocol 112 to VRRP's group.
 fn inject(host: &Host, ttl: u32, payload: &[u8]) -> Result<()> {
@@ -138,7 +138,7 @@ fn a_firewall_that_drops_vrrp_does_not_split_them() -> Result<()> {
         all.push(vrrp);
     }
     for vip in vips {
-        let owner = crate::settled_owner_of(&all, vip)?;
+        let owner = settled_owner_of(&all, vip)?;
         for _ in 0..5 {
             thread::sleep(Duration::from_millis(200));
             ensure!(one_owner_of(&all, vip)? == owner, "the owner of {vip} changed");
@@ -160,7 +160,7 @@ fn a_fresh_address_that_is_in_use_is_left_alone_and_others_are_bound() -> Result
     let routers = [0, 1].map(|family| {
         let addresses = [used[family], free[family]];
         let fresh = addresses.into_iter().collect();
-        vip_core::vrrp::RouterConfig { fresh, ..config(200, &addresses) }
+        RouterConfig { fresh, ..config(200, &addresses) }
     });
     all[0].elect_all(routers.into(), Lan::default())?;
     for family in [0, 1] {

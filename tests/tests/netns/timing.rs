@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +14,8 @@ use vip_core::{
     vrrp::{Lan, RouterConfig, RouterId},
 };
 
-use crate::vrrp::{SOON, VIP, Vrrp, config};
+use crate::settled_owner_of;
+use crate::vrrp::{SOON, VIP, VRID, Vrrp, config};
 
 const INTERVAL: Duration = Duration::from_millis(10);
 
@@ -37,7 +38,7 @@ fn announced(host: &Host, owner: &Vrrp<'_>, vips: &[IpAddr]) -> Result<Duration>
     let (mac, sender) = (owner.host.mac()?, owner.host.address());
     let capture = format!(
         "timeout 6 tcpdump -ni eth0 -tt 'ether src {mac} and (arp or (ip src {sender} and ip proto 112 and ip[21] = {}))' 2>/dev/null",
-        crate::vrrp::VRID
+        VRID
     );
     let seen = host.exec(&capture)?.stdout;
     let time = |line: &str| line.split_whitespace().next()?.parse::<f64>().ok();
@@ -77,13 +78,13 @@ fn adverts_every_10_ms_are_on_time_and_fail_over_fast() -> Result<()> {
         )?;
         all.push(vrrp);
     }
-    let owner = crate::settled_owner_of(&all, VIP.into())?;
-    let gaps = gaps(segment.host(3), crate::vrrp::VRID, 300)?;
+    let owner = settled_owner_of(&all, VIP.into())?;
+    let gaps = gaps(segment.host(3), VRID, 300)?;
     print("adverts every 10 ms", &gaps);
     let median = gaps[gaps.len() / 2];
     ensure!((9_800..10_500).contains(&median), "the median of the gaps is {median} us");
     segment.isolate(all[owner].number)?;
-    let cut = std::time::Instant::now();
+    let cut = Instant::now();
     command::until("a successor", SOON, || Ok((all[1 - owner].state() == VrrpState::Master).then_some(())))?;
     println!("taken over after {} ms", cut.elapsed().as_millis());
     Ok(())
