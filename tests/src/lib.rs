@@ -46,5 +46,5 @@ pub mod workload;
 pub use client::{Client, Report, Response, Watch};
 pub use command::Output;
 pub use lab::{Lab, Node, Parts, VmHandle, api, cluster, down_all};
-pub use segment::{Host, Segment};
+pub use segment::{Cutter, Host, Segment};
 pub use server::Server;

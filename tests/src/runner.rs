@@ -131,7 +131,8 @@ impl Tier {
             }
             Self::Netns => {
                 product::build_programs()?;
-                let tests = ["netns", "netns_nat", "netns_neighbours"].map(|name| ["--test", name]);
+                let tests =
+                    ["netns", "netns_loss", "netns_nat", "netns_neighbours"].map(|name| ["--test", name]);
                 cargo(&[&["--package", "lab"], tests.as_flattened()].concat(), &[], None)
             }
             Self::Api => {

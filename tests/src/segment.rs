@@ -1,13 +1,15 @@
 //! A LAN segment for a single test: hosts (network namespaces) joined by a bridge, on this machine's own kernel.
 
 use std::{
+    fs,
+    io::Write as _,
     net::Ipv4Addr,
-    process::{self, Child, Command},
+    process::{self, Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     arp,
@@ -17,6 +19,9 @@ use crate::{
     lan::GATEWAY,
     netns::Netns,
 };
+
+/// Where frames are dropped: nftables' table in the namespace of the bridge.
+const FILTER: &str = "bridge lab";
 
 /// Hosts on one bridge. Everything of it, the processes included, goes when this value goes.
 #[derive(Debug)]
@@ -55,6 +60,17 @@ impl Segment {
             netns.ip("link set eth0 up")?;
         }
         Ok(this)
+    }
+
+    /// Removes all segments of this process, before it ends without dropping them.
+    pub fn remove_all() {
+        let prefix = format!("seg-{}-", process::id());
+        let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+            if name.starts_with(&prefix) {
+                let _ = Netns::named(name).destroy();
+            }
+        }
     }
 
     /// A host by its number, from 1.
@@ -108,6 +124,67 @@ impl Segment {
     /// Undoes [`Segment::isolate`].
     pub fn rejoin(&self, number: u8) -> Result<()> {
         self.bridge.ip(&format!("link set p{number} master br0")).map(drop)
+    }
+
+    /// Lets a host hear nothing; it is heard as before.
+    pub fn deafen(&self, number: u8) -> Result<()> {
+        self.filter(&format!("oifname p{number} drop"))
+    }
+
+    /// Lets nobody hear a host; it hears as before.
+    pub fn mute(&self, number: u8) -> Result<()> {
+        self.filter(&format!("iifname p{number} drop"))
+    }
+
+    /// Loses that many of a hundred frames by chance; of one to several hosts, each copy for itself.
+    pub fn lose(&self, percent: u8) -> Result<()> {
+        self.filter(&format!("numgen random mod 100 < {percent} drop"))
+    }
+
+    /// Undoes [`Segment::deafen`], [`Segment::mute`] and [`Segment::lose`].
+    pub fn heal(&self) -> Result<()> {
+        // To add what is there is no error; to delete what is not there is one.
+        self.nft(&format!("add table {FILTER}; delete table {FILTER}"))
+    }
+
+    /// Makes [`Segment::isolate`] ready for a moment that is known to some 0.1 ms.
+    pub fn cutter(&self, number: u8) -> Result<Cutter> {
+        let mut ip = Command::new("ip");
+        ip.args(["-n", self.bridge.name(), "-batch", "-"]).stdin(Stdio::piped());
+        let mut ip = command::spawn(&mut ip)?;
+        let input = ip.stdin.take().context("no input")?;
+        Ok(Cutter { ip, input, port: format!("p{number}") })
+    }
+
+    fn filter(&self, rule: &str) -> Result<()> {
+        self.nft(&format!(
+            "add table {FILTER}; add chain {FILTER} forward {{ type filter hook forward priority 0; }}; \
+             add rule {FILTER} forward {rule}"
+        ))
+    }
+
+    fn nft(&self, text: &str) -> Result<()> {
+        self.bridge.exec(Command::new("nft").arg(text), command::LIMIT)?.ok().map(drop)
+    }
+}
+
+/// A host's link, about to be cut.
+#[derive(Debug)]
+pub struct Cutter {
+    ip: Child,
+    input: ChildStdin,
+    port: String,
+}
+
+impl Cutter {
+    /// Cuts it now, as [`Segment::isolate`] does.
+    pub fn cut(mut self) -> Result<()> {
+        writeln!(self.input, "link set {} nomaster", self.port)?;
+        drop(self.input);
+        match command::wait(&mut self.ip, command::LIMIT)? {
+            Some(0) => Ok(()),
+            code => bail!("`ip` could not cut {}: exit code {code:?}", self.port),
+        }
     }
 }
 

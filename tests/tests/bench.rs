@@ -1,38 +1,105 @@
 //! `make bench`: figures with their baselines, measured in one run on one machine. A program, not a test: it asserts nothing
 //! but that there was something to measure.
+//!
+//! `BENCH=full` measures every fault at every interval and size, `BENCH_RUNS=n` changes how often; sections can be chosen:
+//! `cargo test --package lab --test bench -- outages loss lateness cluster`.
 
-#[path = "netns/keepalived.rs"]
-#[allow(dead_code, reason = "the tests of the netns tier use more of it")]
-mod keepalived;
+#[path = "bench/adverts.rs"]
+mod adverts;
+#[path = "bench/contender.rs"]
+mod contender;
+#[path = "bench/lateness.rs"]
+mod lateness;
+#[path = "bench/outage.rs"]
+mod outage;
+#[path = "bench/probe.rs"]
+mod probe;
+#[path = "bench/timeline.rs"]
+mod timeline;
 #[path = "netns/vrrp.rs"]
 #[allow(dead_code, reason = "the tests of the netns tier use more of it")]
 mod vrrp;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     path::PathBuf,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use lab::{Client, Host, Lab, Parts, Segment, command, image, interrupt, paths, product, workload::Workload};
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Lab, Parts, Segment, image, interrupt, paths, product, workload::Workload};
 
-use keepalived::Keepalived;
-use vrrp::{VIP, Vrrp};
+use timeline::{Timeline, Trouble};
 
-/// How often each failover is measured, alternating between the two.
-const RUNS: usize = 5;
+/// How often each outage is measured with each of the two.
+const RUNS: u32 = 10;
+
+/// What can be measured.
+const SECTIONS: [(&str, fn() -> Result<()>); 4] =
+    [("outages", outages), ("loss", loss), ("lateness", lateness::measure), ("cluster", cluster)];
 
 fn main() -> Result<()> {
     interrupt::on_interrupt(|| {
+        Segment::remove_all();
         let _ = Lab::remove("bench");
     })?;
+    let wanted: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if let Some(unknown) = wanted.iter().find(|word| SECTIONS.iter().all(|(name, _)| name != word)) {
+        bail!("{unknown}: no such section; there are {}", SECTIONS.map(|(name, _)| name).join(", "));
+    }
     product::build()?;
+    for (name, measure) in SECTIONS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            let clock = Instant::now();
+            println!("\n== {name} ==");
+            measure()?;
+            println!("({:.0} s)", clock.elapsed().as_secs_f64());
+        }
+    }
+    Ok(())
+}
+
+fn outages() -> Result<()> {
+    let runs = match env::var("BENCH_RUNS") {
+        Ok(text) => {
+            text.parse().ok().filter(|runs| *runs > 0).context("BENCH_RUNS is not a number of runs")?
+        }
+        Err(_) => RUNS,
+    };
+    outage::compare(runs, env::var("BENCH").is_ok_and(|word| word == "full"))
+}
+
+/// Owners under loss.
+fn loss() -> Result<()> {
+    println!("owners under loss: three hosts, adverts every 100 ms, host 1 is the owner");
+    let troubles = [
+        (Trouble::Deaf(1), 5),
+        (Trouble::Deaf(2), 5),
+        (Trouble::Mute(1), 5),
+        (Trouble::Lossy(20), 30),
+        (Trouble::Apart(1), 30),
+    ];
+    thread::scope(|scope| {
+        let all = troubles.map(|(trouble, seconds)| {
+            scope.spawn(move || Timeline::record(trouble, Duration::from_secs(seconds)))
+        });
+        let mut slowest = Duration::ZERO;
+        for one in all {
+            let timeline = one.join().ok().context("a recording ended badly")??;
+            println!("{timeline}");
+            slowest = slowest.max(timeline.settled().unwrap_or(Duration::MAX));
+        }
+        ensure!(slowest < Duration::MAX, "not always one owner after healing");
+        println!("one owner after healing: {} ms at the slowest", slowest.as_millis());
+        Ok(())
+    })
+}
+
+/// What needs a cluster, and the size of the image.
+fn cluster() -> Result<()> {
     size()?;
-    failover()?;
     let lab = Lab::up("bench", Parts::Cluster)?;
     let measured = memory(&lab);
     if measured.is_err() {
@@ -53,62 +120,6 @@ fn size() -> Result<()> {
         fs::metadata(&archive).with_context(|| format!("no {}: make image", archive.display()))?.len();
     println!("image of vip-node: {:.2} MB", bytes as f64 / 1e6);
     Ok(())
-}
-
-/// The owner's link is cut while a client on the same bridge asks every millisecond: the longest time without an answer.
-fn failover() -> Result<()> {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        let segment = Segment::new(3)?;
-        let vrrps: Vec<Vrrp<'_>> =
-            [1, 2].into_iter().map(|n| Vrrp::start(segment.host(n), n)).collect::<Result<_>>()?;
-        for (vrrp, priority) in vrrps.iter().zip([254, 224]) {
-            vrrp.elect_with(priority)?;
-        }
-        ours.push(cut(&segment)?);
-        drop(vrrps);
-
-        let segment = Segment::new(3)?;
-        let peers = [Keepalived::start(segment.host(1), 254)?, Keepalived::start(segment.host(2), 224)?];
-        theirs.push(cut(&segment)?);
-        drop(peers);
-    }
-    let (ours, theirs) = (Figures::of(ours), Figures::of(theirs));
-    println!(
-        "owner's link cut, adverts every 100 ms, {RUNS} runs each, longest gap of a client asking every ms:"
-    );
-    println!("  vip-node    {ours}");
-    println!("  keepalived  {theirs}");
-    println!("  ratio of the medians: {:.2}", ours.median / theirs.median);
-    Ok(())
-}
-
-/// The gap in milliseconds.
-fn cut(segment: &Segment) -> Result<f64> {
-    // Answers from the address itself, there or not yet.
-    let echo = format!(
-        "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.setsockopt(0,15,1)\ns.bind(('{VIP}',7))\n\
-         while True:\n d,a=s.recvfrom(64); s.sendto(d,a)"
-    );
-    let mut servers = [segment.host(1), segment.host(2)]
-        .map(|host| host.spawn(Command::new("python3").args(["-c", &echo])));
-    let client: Client = segment.host(3).client().limit(Duration::from_millis(100));
-    let owner = command::until("an owner", Duration::from_secs(15), || {
-        let macs = segment.host(3).arp_owner(VIP, Duration::from_millis(100))?;
-        let one = |host: &&Host| host.mac().is_ok_and(|mac| macs == [mac]);
-        Ok(segment.hosts().iter().position(|host| one(&host)).and_then(|index| u8::try_from(index + 1).ok()))
-    })?;
-    let watch = client.watch(&format!("udp://{VIP}:7/x"), Duration::from_millis(1))?;
-    watch.wait_answers(300, Duration::from_secs(15))?;
-    segment.isolate(owner)?;
-    thread::sleep(Duration::from_secs(2));
-    let report = watch.stop();
-    for server in servers.iter_mut().flatten() {
-        let _ = server.kill();
-        let _ = server.wait();
-    }
-    ensure!(report.longest_gap > Duration::from_millis(50), "nothing was cut: {report}");
-    Ok(report.longest_gap.as_secs_f64() * 1000.0)
 }
 
 /// Resident memory of each process on each node with one virtual IP, and of kube-proxy beside them.
@@ -149,25 +160,4 @@ fn memory(lab: &Lab) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// What several runs gave, in milliseconds.
-struct Figures {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Figures {
-    fn of(mut runs: Vec<f64>) -> Self {
-        runs.sort_by(f64::total_cmp);
-        let at = |index: usize| runs.get(index).copied().unwrap_or_default();
-        Self { median: at(runs.len() / 2), least: at(0), most: at(runs.len().saturating_sub(1)) }
-    }
-}
-
-impl std::fmt::Display for Figures {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "median {:.0} ms, {:.0} to {:.0}", self.median, self.least, self.most)
-    }
 }
