@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Segment, command};
-use vip_core::vrrp::{ChecksumPolicy, Lan, Peer};
+use vip_core::vrrp::{Lan, Peer};
 
 use crate::keepalived::{Keepalived, LINK_LOCAL, Settings};
 use crate::vrrp::{SOON, VIP, VIP6, Vrrp, config, has};
@@ -91,16 +91,6 @@ fn link_local(host: &Host) -> Result<Ipv6Addr> {
 #[test]
 fn beside_keepalived_there_is_one_owner() -> Result<()> {
     both_ways_round(&Segment::new(2)?, &Settings::default(), &Lan::default())
-}
-
-#[test]
-fn beside_keepalived_without_a_pseudo_header() -> Result<()> {
-    if !Keepalived::can_be_plain()? {
-        println!("not tested: this keepalived knows no v3_checksum_as_v2");
-        return Ok(());
-    }
-    let lan = Lan { checksum: ChecksumPolicy::Plain, ..Lan::default() };
-    both_ways_round(&Segment::new(2)?, &Settings { plain: true, ..Settings::default() }, &lan)
 }
 
 #[test]

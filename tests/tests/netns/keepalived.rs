@@ -28,19 +28,11 @@ pub struct Keepalived {
 pub struct Settings {
     pub priority: u8,
     pub ipv6: bool,
-    /// The checksum without a pseudo-header.
-    pub plain: bool,
     /// Its own address and the only peer's.
     pub unicast: Option<(IpAddr, IpAddr)>,
 }
 
 impl Keepalived {
-    /// Whether this keepalived can leave the pseudo-header out: 2.2.7 cannot.
-    pub fn can_be_plain() -> Result<bool> {
-        let path = command::words(&["which", "keepalived"])?.ok()?.stdout;
-        Ok(command::words(&["grep", "-q", "v3_checksum_as_v2", path.trim()])?.ok().is_ok())
-    }
-
     pub fn start(host: &Host, priority: u8) -> Result<Self> {
         Self::start_with(host, &Settings { priority, ..Settings::default() })
     }
@@ -50,9 +42,6 @@ impl Keepalived {
         fs::create_dir_all(&folder)?;
         let config = folder.join("keepalived.conf");
         let mut more = String::new();
-        if settings.plain {
-            more += " v3_checksum_as_v2\n";
-        }
         if let Some((own, peer)) = settings.unicast {
             // Without it, it sends a hop limit of 64 over IPv6.
             more += &format!(" unicast_src_ip {own}\n unicast_ttl 255\n unicast_peer {{ {peer} }}\n");
