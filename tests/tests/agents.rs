@@ -6,17 +6,18 @@
 mod faults;
 #[path = "agents/node.rs"]
 mod node;
+#[path = "agents/scene.rs"]
+mod scene;
 
 use std::{fs, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
-use lab::{Lab, Segment, arp::ArpWatch, command};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, Segment, command};
+use serde_json::json;
 
 use node::{Node, Part};
+use scene::{SOON, Scene};
 
-/// How long anything may take.
-const SOON: Duration = Duration::from_secs(20);
 /// How long a client waits: longer than any takeover, so that a slow machine is no failure.
 const PATIENT: Duration = Duration::from_secs(5);
 
@@ -24,107 +25,15 @@ const PATIENT: Duration = Duration::from_secs(5);
 fn server() -> Result<&'static Lab> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     let lab = lab::api()?;
-    let install = || -> Result<()> {
-        lab.kubectl_for(
-            Duration::from_secs(120),
-            ["vip", "install", "--wait=false", "--pool", "native=10.87.2.0/24"],
-        )?
-        .ok()?;
-        Ok(())
-    };
-    let done = DONE.get_or_init(|| install().map_err(|error| format!("{error:#}")));
+    let done = DONE.get_or_init(|| scene::install(lab).map_err(|error| format!("{error:#}")));
     done.clone().map_err(anyhow::Error::msg)?;
     Ok(lab)
-}
-
-/// Hosts of a segment with the product, and one more that is their client.
-struct Scene<'a> {
-    lab: &'static Lab,
-    segment: &'a Segment,
-    nodes: Vec<Node<'a>>,
-}
-
-impl<'a> Scene<'a> {
-    fn new(segment: &'a Segment, count: u8, interval: &'static str) -> Result<Self> {
-        let lab = server()?;
-        segment.connect(lab)?;
-        let nodes = (1..=count)
-            .map(|number| Node::start(lab, segment.host(number), interval))
-            .collect::<Result<_>>()?;
-        Ok(Self { lab, segment, nodes })
-    }
-
-    /// Reserves a bare address.
-    fn reserve(&self, address: Ipv4Addr) -> Result<()> {
-        let vip = json!({
-            "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address.to_string()},
-            "spec": {"address": address.to_string(), "virtualRouter": 100},
-        });
-        self.lab.kubectl(["delete", "virtualip", "--all"])?.ok()?;
-        self.lab.apply(&vip.to_string()).map(drop)
-    }
-
-    fn client(&self) -> &lab::Host {
-        self.segment.host(u8::try_from(self.nodes.len()).unwrap_or(u8::MAX) + 1)
-    }
-
-    /// The numbers of the nodes whose kernel has an address.
-    fn bound(&self, address: Ipv4Addr) -> Result<Vec<usize>> {
-        let mut bound = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate() {
-            if node.has(&address.to_string())? {
-                bound.push(index);
-            }
-        }
-        Ok(bound)
-    }
-
-    /// Waits for the one owner of an address: bound there alone, and answering alone.
-    fn owner(&self, address: Ipv4Addr) -> Result<usize> {
-        let client = self.client();
-        command::until(&format!("one owner of {address}"), SOON, || {
-            let bound = self.bound(address)?;
-            let answering = client.arp_owner(address, Duration::from_millis(200))?;
-            match bound.as_slice() {
-                [one] if answering == [self.nodes[*one].host.mac()?] => Ok(Some(*one)),
-                _ => bail!("bound on {bound:?}, answering: {answering:?}"),
-            }
-        })
-    }
-
-    fn object(&self, kind: &str, name: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.lab.kubectl(["get", kind, name, "-o", "json"])?.ok()?.stdout)?)
-    }
-
-    /// Waits until the status of an address names a node.
-    fn wait_status(&self, address: Ipv4Addr, node: &str) -> Result<()> {
-        command::until(&format!("the status of {address} to name {node}"), SOON, || {
-            let vip = self.object("virtualip", &address.to_string())?;
-            ensure!(vip["status"]["node"] == node, "it says {}", vip["status"]);
-            Ok(Some(()))
-        })
-    }
-
-    /// Waits for an Event with that reason; gives its words.
-    fn event(&self, reason: &str) -> Result<String> {
-        command::until(&format!("an Event {reason}"), SOON, || {
-            let field = format!("reason={reason}");
-            let events =
-                self.lab.kubectl(["get", "events", "-A", "--field-selector", &field, "-o", "json"])?.ok()?;
-            let events: Value = serde_json::from_str(&events.stdout)?;
-            let note = events["items"]
-                .as_array()
-                .and_then(|all| all.last())
-                .and_then(|event| event["message"].as_str());
-            Ok(note.map(str::to_owned))
-        })
-    }
 }
 
 #[test]
 fn no_request_is_lost_when_an_address_moves_by_plan() -> Result<()> {
     let segment = Segment::new(4)?;
-    let mut scene = Scene::new(&segment, 3, "100ms")?;
+    let mut scene = Scene::new(server()?, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 60);
     scene.reserve(vip)?;
     let first = scene.owner(vip)?;
@@ -170,7 +79,7 @@ fn no_request_is_lost_when_an_address_moves_by_plan() -> Result<()> {
 #[test]
 fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew() -> Result<()> {
     let segment = Segment::new(3)?;
-    let mut scene = Scene::new(&segment, 2, "100ms")?;
+    let mut scene = Scene::new(server()?, &segment, 2, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 61);
     scene.reserve(vip)?;
     let owner = scene.owner(vip)?;
@@ -217,7 +126,7 @@ fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew
 #[test]
 fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() -> Result<()> {
     let segment = Segment::new(4)?;
-    let scene = Scene::new(&segment, 3, "100ms")?;
+    let scene = Scene::new(server()?, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 64);
     scene.reserve(vip)?;
     let owner = scene.owner(vip)?;
@@ -249,7 +158,7 @@ fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() ->
 #[test]
 fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named() -> Result<()> {
     let segment = Segment::new(4)?;
-    let scene = Scene::new(&segment, 2, "100ms")?;
+    let scene = Scene::new(server()?, &segment, 2, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 62);
     let other = segment.host(4);
     other.netns().ip(&format!("address add {vip}/32 dev eth0"))?;
@@ -279,9 +188,44 @@ fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named(
 }
 
 #[test]
+fn two_owners_are_told_and_the_better_one_remains_when_they_hear_each_other_again() -> Result<()> {
+    let segment = Segment::new(4)?;
+    let scene = Scene::new(server()?, &segment, 3, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 65);
+    scene.reserve(vip)?;
+    let first = scene.owner(vip)?;
+    let priorities: Vec<u64> = command::until("all nodes to take part", SOON, || {
+        let priority = |node: &Node<'_>| -> Result<Option<u64>> {
+            let object = scene.object("vipnode", &node.name)?;
+            Ok(object["status"]["virtualRouters"][0]["priority"].as_u64())
+        };
+        scene.nodes.iter().map(priority).collect::<Result<Option<Vec<u64>>>>()
+    })?;
+    // Of the best and the worst, the worst is made deaf: the others go on, and so does it.
+    let best = (0..3).max_by_key(|index| priorities[*index]).context("no node")?;
+    let worst = (0..3).min_by_key(|index| priorities[*index]).context("no node")?;
+    let prefer = json!({"spec": {"preferredNode": scene.nodes[best].name}}).to_string();
+    if first != best {
+        scene.lab.kubectl(["patch", "virtualip", &vip.to_string(), "--type=merge", "-p", &prefer])?.ok()?;
+    }
+    scene.wait_status(vip, &scene.nodes[best].name)?;
+    segment.deafen(scene.nodes[worst].host.number())?;
+    let note = scene.event("TwoOwners")?;
+    ensure!(note.starts_with(&scene.nodes[worst].name), "{note}");
+    ensure!(scene.bound(vip)?.len() == 2, "one of them gave way already");
+    segment.heal()?;
+    ensure!(scene.owner(vip)? == best, "the worse one remains");
+    command::until("the conflict to be over", SOON, || {
+        let found = scene.object("virtualip", &vip.to_string())?;
+        let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.iter().any(|c| c["type"] == "Conflict" && c["status"] == "False").then_some(()))
+    })
+}
+
+#[test]
 fn whatever_is_killed_or_stopped_there_is_one_owner_and_it_answers() -> Result<()> {
     let segment = Segment::new(4)?;
-    let mut scene = Scene::new(&segment, 3, "100ms")?;
+    let mut scene = Scene::new(server()?, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 63);
     scene.reserve(vip)?;
     // Each of them twice in a row: what one leaves behind meets the next.

@@ -2,18 +2,27 @@
 //! but that there was something to measure.
 //!
 //! `BENCH=full` measures every fault at every interval and size, `BENCH_RUNS=n` changes how often; sections can be chosen:
-//! `cargo test --package lab --test bench -- outages loss lateness cluster`.
+//! `cargo test --package lab --test bench -- outages faults loss lateness cluster`.
 
 #[path = "bench/adverts.rs"]
 mod adverts;
 #[path = "bench/contender.rs"]
 mod contender;
+#[path = "agents/faults.rs"]
+#[allow(dead_code, reason = "the tests of the api tier use more of it")]
+mod faults;
 #[path = "bench/lateness.rs"]
 mod lateness;
+#[path = "agents/node.rs"]
+#[allow(dead_code, reason = "the tests of the api tier use more of it")]
+mod node;
 #[path = "bench/outage.rs"]
 mod outage;
 #[path = "bench/probe.rs"]
 mod probe;
+#[path = "agents/scene.rs"]
+#[allow(dead_code, reason = "the tests of the api tier use more of it")]
+mod scene;
 #[path = "bench/timeline.rs"]
 mod timeline;
 #[path = "netns/vrrp.rs"]
@@ -23,6 +32,7 @@ mod vrrp;
 use std::{
     collections::BTreeMap,
     env, fs,
+    net::Ipv4Addr,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -37,8 +47,13 @@ use timeline::{Timeline, Trouble};
 const RUNS: u32 = 10;
 
 /// What can be measured.
-const SECTIONS: [(&str, fn() -> Result<()>); 4] =
-    [("outages", outages), ("loss", loss), ("lateness", lateness::measure), ("cluster", cluster)];
+const SECTIONS: [(&str, fn() -> Result<()>); 5] = [
+    ("outages", outages),
+    ("faults", process_faults),
+    ("loss", loss),
+    ("lateness", lateness::measure),
+    ("cluster", cluster),
+];
 
 fn main() -> Result<()> {
     interrupt::on_interrupt(|| {
@@ -69,6 +84,24 @@ fn outages() -> Result<()> {
         Err(_) => RUNS,
     };
     outage::compare(runs, env::var("BENCH").is_ok_and(|word| word == "full"))
+}
+
+/// The owner's processes killed and stopped: what a client that knows the owner sees, and one that asks who it is.
+fn process_faults() -> Result<()> {
+    println!(
+        "three hosts and an API server, adverts every 100 ms, a request and an ARP question every 5 and 20 ms"
+    );
+    let lab: &'static Lab = Box::leak(Box::new(Lab::up("bench", Parts::Api)?));
+    scene::install(lab)?;
+    let segment = Segment::new(4)?;
+    let mut scene = scene::Scene::new(lab, &segment, 3, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 66);
+    scene.reserve(vip)?;
+    for fault in faults::ALL {
+        println!("{fault}: {}", fault.strike(&mut scene, vip)?);
+    }
+    drop(scene);
+    Lab::remove("bench")
 }
 
 /// Owners under loss.

@@ -1,10 +1,12 @@
 //! What can happen to the owner's processes, and what a client sees of it.
 
-use std::fmt;
+use std::{fmt, net::Ipv4Addr, thread, time::Duration};
 
-use lab::Report;
+use anyhow::{Result, ensure};
+use lab::{Report, arp::ArpWatch};
 
-use super::*;
+use crate::node::Part;
+use crate::scene::{SOON, Scene};
 
 /// Shorter than the second after which a lost SYN is sent again: what nobody received is a failure.
 const LIMIT: Duration = Duration::from_millis(900);

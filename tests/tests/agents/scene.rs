@@ -1,0 +1,104 @@
+//! Nodes of the native lab on one segment, and what tests and measurements ask of them.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::{Result, bail, ensure};
+use lab::{Host, Lab, Segment, command};
+use serde_json::{Value, json};
+
+use crate::node::Node;
+
+/// How long anything may take.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Installs the product; its DaemonSet finds no kubelet.
+pub fn install(lab: &Lab) -> Result<()> {
+    let words = ["vip", "install", "--wait=false", "--pool", "native=10.87.2.0/24"];
+    lab.kubectl_for(Duration::from_secs(120), words)?.ok().map(drop)
+}
+
+/// Hosts of a segment with the product, and one more that is their client.
+pub struct Scene<'a> {
+    pub lab: &'static Lab,
+    pub segment: &'a Segment,
+    pub nodes: Vec<Node<'a>>,
+}
+
+impl<'a> Scene<'a> {
+    /// Starts them on the first hosts. `interval` is that of the advertisements.
+    pub fn new(lab: &'static Lab, segment: &'a Segment, count: u8, interval: &'static str) -> Result<Self> {
+        segment.connect(lab)?;
+        let nodes = (1..=count)
+            .map(|number| Node::start(lab, segment.host(number), interval))
+            .collect::<Result<_>>()?;
+        Ok(Self { lab, segment, nodes })
+    }
+
+    /// Reserves a bare address.
+    pub fn reserve(&self, address: Ipv4Addr) -> Result<()> {
+        let vip = json!({
+            "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address.to_string()},
+            "spec": {"address": address.to_string(), "virtualRouter": 100},
+        });
+        self.lab.kubectl(["delete", "virtualip", "--all"])?.ok()?;
+        self.lab.apply(&vip.to_string()).map(drop)
+    }
+
+    /// The host after theirs.
+    pub fn client(&self) -> &Host {
+        self.segment.host(u8::try_from(self.nodes.len()).unwrap_or(u8::MAX) + 1)
+    }
+
+    /// The numbers of the nodes whose kernel has an address.
+    pub fn bound(&self, address: Ipv4Addr) -> Result<Vec<usize>> {
+        let mut bound = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.has(&address.to_string())? {
+                bound.push(index);
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Waits for the one owner of an address: bound there alone, and answering alone.
+    pub fn owner(&self, address: Ipv4Addr) -> Result<usize> {
+        let client = self.client();
+        command::until(&format!("one owner of {address}"), SOON, || {
+            let bound = self.bound(address)?;
+            let answering = client.arp_owner(address, Duration::from_millis(200))?;
+            match bound.as_slice() {
+                [one] if answering == [self.nodes[*one].host.mac()?] => Ok(Some(*one)),
+                _ => bail!("bound on {bound:?}, answering: {answering:?}"),
+            }
+        })
+    }
+
+    /// An object of the cluster.
+    pub fn object(&self, kind: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.lab.kubectl(["get", kind, name, "-o", "json"])?.ok()?.stdout)?)
+    }
+
+    /// Waits until the status of an address names a node.
+    pub fn wait_status(&self, address: Ipv4Addr, node: &str) -> Result<()> {
+        command::until(&format!("the status of {address} to name {node}"), SOON, || {
+            let vip = self.object("virtualip", &address.to_string())?;
+            ensure!(vip["status"]["node"] == node, "it says {}", vip["status"]);
+            Ok(Some(()))
+        })
+    }
+
+    /// Waits for an Event with that reason; gives its words.
+    pub fn event(&self, reason: &str) -> Result<String> {
+        command::until(&format!("an Event {reason}"), SOON, || {
+            let field = format!("reason={reason}");
+            let events =
+                self.lab.kubectl(["get", "events", "-A", "--field-selector", &field, "-o", "json"])?.ok()?;
+            let events: Value = serde_json::from_str(&events.stdout)?;
+            let note = events["items"]
+                .as_array()
+                .and_then(|all| all.last())
+                .and_then(|event| event["message"].as_str());
+            Ok(note.map(str::to_owned))
+        })
+    }
+}
