@@ -223,7 +223,8 @@ pub struct UninstallArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  kubectl vip expose svc/web -n shop\n  kubectl vip expose svc/web --pool edge\n  \
-    kubectl vip expose svc/web --ip 192.168.10.243\n  kubectl vip expose svc/mail --ip 192.168.10.243 --share"
+    kubectl vip expose svc/web --ip 192.168.10.243\n  kubectl vip expose svc/mail --ip 192.168.10.243 --share\n\n\
+    The address is IPv4 or IPv6 as the Service's spec.ipFamilies says, the first of them that the pool has."
 )]
 pub struct ExposeArgs {
     /// The Service: svc/NAME or svc NAME

@@ -9,6 +9,8 @@
 mod agents;
 #[path = "api_plugin/expose.rs"]
 mod expose;
+#[path = "api_plugin/families.rs"]
+mod families;
 #[path = "api_plugin/install.rs"]
 mod install;
 #[path = "api_plugin/mistakes.rs"]

@@ -17,9 +17,11 @@ use serde_json::json;
 use vip_core::api::{
     CONDITION_ANNOUNCED, PLUGIN_MANAGER, ServiceRef, VIPNode, VirtualIP, VirtualIPSpec, name_of,
 };
+use vip_core::pool::parse_address;
 use vip_core::validate::{CheckedPool, MAX_PERSISTENCE_SECONDS, MAX_SERVICES};
+use vip_core::vrrp::Family;
 
-use self::choice::{World, belongs};
+use self::choice::{Applicant, World, belongs};
 use crate::cli::target::Target;
 use crate::cli::{DryRun, ExposeArgs};
 use crate::cluster::{Cluster, is_conflict, present, silence};
@@ -53,9 +55,10 @@ pub async fn run(cluster: &Cluster, args: &ExposeArgs) -> Result<()> {
     let nodes = nodes?;
     let world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
     version::refuse_skew(nodes.as_deref().unwrap_or_default())?;
-    let expose = Expose { cluster, args, at: service::reference(&service), persistence, nodes };
+    let applicant = Applicant { at: service::reference(&service), families: service::families(&service) };
+    let expose = Expose { cluster, args, applicant, persistence, nodes };
 
-    let exposed: Vec<&VirtualIP> = world.of(&expose.at).collect();
+    let exposed: Vec<&VirtualIP> = world.of(&expose.applicant.at).collect();
     if let Some(vip) = exposed.first() {
         return expose.already(&world, vip, &exposed);
     }
@@ -77,7 +80,7 @@ fn persistence_seconds(time: Duration) -> Result<u32> {
 struct Expose<'a> {
     cluster: &'a Cluster,
     args: &'a ExposeArgs,
-    at: ServiceRef,
+    applicant: Applicant,
     persistence: Option<u32>,
     /// `None`: the user may not see them.
     nodes: Option<Vec<VIPNode>>,
@@ -91,16 +94,20 @@ impl Expose<'_> {
     /// The Service has an address: says where, unless another one was asked for.
     fn already(&self, world: &World, vip: &VirtualIP, all: &[&VirtualIP]) -> Result<()> {
         let addresses: Vec<&str> = all.iter().map(|vip| vip.spec.address.as_str()).collect();
-        let other_ip = self.args.ip.as_deref().is_some_and(|ip| !addresses.contains(&ip));
+        let has = |ip: &str| parse_address(ip).is_ok_and(|ip| addresses.contains(&ip.to_string().as_str()));
+        let other_ip = self.args.ip.as_deref().is_some_and(|ip| !has(ip));
         let pool = world.pool_name(&vip.spec.address);
         let other_pool = self.args.pool.is_some() && self.args.pool.as_deref() != pool;
         if other_ip || other_pool {
             return Err(Failure::new(format!(
                 "service {} is already exposed at {}",
-                self.at,
+                self.applicant.at,
                 addresses.join(", ")
             ))
-            .hint(format!("kubectl vip unexpose svc/{} -n {}", self.at.name, self.at.namespace)));
+            .hint(format!(
+                "kubectl vip unexpose svc/{} -n {}",
+                self.applicant.at.name, self.applicant.at.namespace
+            )));
         }
         if let Some(format) = self.args.change.output {
             return output::document(&output::bare(vip), format);
@@ -110,7 +117,10 @@ impl Expose<'_> {
         if let Some(status) = vip.status.as_mut().filter(|status| self.is_silent(status.node.as_deref())) {
             status.node = None;
         }
-        output::line(format!("{} (unchanged)", sentence(&self.at, &vip, pool.unwrap_or(output::NONE))));
+        output::line(format!(
+            "{} (unchanged)",
+            sentence(&self.applicant.at, &vip, pool.unwrap_or(output::NONE))
+        ));
         Ok(())
     }
 
@@ -122,7 +132,7 @@ impl Expose<'_> {
 
     /// `--ip`: this address or none.
     async fn take(&self, world: &World, ip: &str, service: &Service) -> Result<(VirtualIP, String)> {
-        let (address, pool) = world.pool_of_ip(ip, &self.at.namespace)?;
+        let (address, pool) = world.pool_of_ip(ip, &self.applicant)?;
         if let Some(vip) = world.vip(address) {
             let vip = self.join(vip, service).await?;
             return Ok((vip, pool.name.clone()));
@@ -150,9 +160,9 @@ impl Expose<'_> {
         let mut taken = world.taken();
         let mut lost = 0;
         loop {
-            let pools = world.pools_for(&self.at.namespace, wanted)?;
-            let Some((pool, address)) = world.free(&pools, &taken) else {
-                return Err(world.exhausted(&pools, &self.at.namespace, &taken));
+            let (family, pools) = world.pools_for(&self.applicant, wanted)?;
+            let Some((pool, address)) = world.free(family, &pools, &taken) else {
+                return Err(world.exhausted(family, &pools, &self.applicant.at.namespace, &taken));
             };
             match self.create(&world, pool, address).await? {
                 Ok(vip) => return Ok((vip, pool.name.clone())),
@@ -174,11 +184,12 @@ impl Expose<'_> {
 
     /// `--share` without `--ip`: the first address of this namespace's Services whose ports leave room.
     async fn share_any(&self, world: &World, service: &Service) -> Result<Option<(VirtualIP, String)>> {
-        let pools = world.pools_for(&self.at.namespace, self.args.pool.as_deref())?;
+        let (family, pools) = world.pools_for(&self.applicant, self.args.pool.as_deref())?;
         for vip in &world.vips {
-            let ours = !vip.spec.services.is_empty()
+            let ours = vip.spec.address.parse().is_ok_and(|address| Family::of(address) == family)
+                && !vip.spec.services.is_empty()
                 && vip.spec.services.len() < MAX_SERVICES
-                && vip.spec.services.iter().all(|s| s.namespace == self.at.namespace);
+                && vip.spec.services.iter().all(|s| s.namespace == self.applicant.at.namespace);
             let pool =
                 world.pool_name(&vip.spec.address).filter(|name| pools.iter().any(|p| p.name == *name));
             let (true, Some(pool)) = (ours, pool) else { continue };
@@ -200,7 +211,7 @@ impl Expose<'_> {
             &name_of(address),
             VirtualIPSpec {
                 address: address.to_string(),
-                services: vec![self.at.clone()],
+                services: vec![self.applicant.at.clone()],
                 virtual_router: world.virtual_router(pool, address)?,
                 scheduler: self.args.scheduler.unwrap_or_default(),
                 persistence_seconds: self.persistence,
@@ -222,7 +233,7 @@ impl Expose<'_> {
         const TRIES: usize = 10;
         let mut vip = vip.clone();
         for _ in 0..TRIES {
-            if vip.spec.services.contains(&self.at) {
+            if vip.spec.services.contains(&self.applicant.at) {
                 return Ok(vip);
             }
             if !self.args.share || vip.spec.services.is_empty() {
@@ -242,7 +253,7 @@ impl Expose<'_> {
                 return Err(Failure::new(clash));
             }
             let mut services = vip.spec.services.clone();
-            services.push(self.at.clone());
+            services.push(self.applicant.at.clone());
             if self.dry_run() == DryRun::Client {
                 vip.spec.services = services;
                 return Ok(vip);
@@ -277,7 +288,7 @@ impl Expose<'_> {
             if let Some((protocol, port)) = service::ports(&theirs).intersection(&wanted).next() {
                 return Ok(Some(format!(
                     "{protocol} port {port} of {} belongs to service {other}, so service {} cannot share the address",
-                    vip.spec.address, self.at
+                    vip.spec.address, self.applicant.at
                 )));
             }
         }
@@ -292,7 +303,7 @@ impl Expose<'_> {
                 Some(format) => output::document(&output::bare(&vip), format)?,
                 None => output::line(format!(
                     "service/{} exposed: {} (pool {pool}){}",
-                    self.at.name,
+                    self.applicant.at.name,
                     vip.spec.address,
                     change.dry_run.suffix()
                 )),
@@ -302,7 +313,7 @@ impl Expose<'_> {
         let (vip, missing) = self.settled(vip).await?;
         match change.output {
             Some(format) => output::document(&output::bare(&vip), format)?,
-            None => output::line(sentence(&self.at, &vip, pool)),
+            None => output::line(sentence(&self.applicant.at, &vip, pool)),
         }
         match missing {
             None => Ok(()),

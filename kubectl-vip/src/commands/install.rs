@@ -13,7 +13,7 @@ use vip_core::api::{DEFAULT_NAMESPACE, VirtualIP, VirtualRouterRange};
 use crate::cli::{DryRun, InstallArgs};
 use crate::cluster::{Cluster, is_conflict, present, title};
 use crate::commands::VERSION;
-use crate::commands::pool::lan::{Lan, ipv4_only};
+use crate::commands::pool::lan::Lan;
 use crate::commands::pool::{checked, draft};
 use crate::exit::{Failure, Result};
 use crate::manifests::{self, Settings};
@@ -39,7 +39,7 @@ impl Wanted {
             name: name.to_owned(),
             addresses: addresses.split(',').map(|address| address.trim().to_owned()).collect(),
         };
-        ipv4_only(&checked(&draft(&wanted.name, &wanted.addresses, ANY))?)?;
+        checked(&draft(&wanted.name, &wanted.addresses, ANY))?;
         Ok(wanted)
     }
 }
@@ -298,7 +298,9 @@ mod tests {
             r#"Error: "192.168.10.240/33": an IPv4 prefix is 0 to 32"#
         );
         assert!(said(&["lab"]).starts_with(r#"Error: --pool "lab" is not NAME=RANGE"#));
-        assert!(said(&["lab=fd00::/64"]).contains("cannot announce"));
+        assert_eq!(said(&["lab=192.168.10.240/28,fd87::2:0/112"]), "");
+        assert!(said(&["lab=fd87::/129"]).contains("an IPv6 prefix is 0 to 128"));
+        assert!(said(&["lab=fe80::1"]).contains("a link-local address"));
         assert!(said(&["a=10.0.0.1-10.0.0.9", "b=10.0.0.9"]).contains(r#"pool "b" overlaps pool "a""#));
         assert!(said(&["a=10.0.0.0/28,"]).contains("not an address"));
     }

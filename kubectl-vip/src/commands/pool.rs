@@ -143,7 +143,7 @@ pub async fn create(cluster: &Cluster, args: &PoolCreateArgs) -> Result<()> {
         pool.spec.node_selector = manifests::labels(selector)?;
     }
     // Mistakes that need no cluster come first.
-    lan::ipv4_only(&checked(&pool)?)?;
+    checked(&pool)?;
     let wanted = args.virtual_routers.as_deref().map(parse_range).transpose()?;
 
     let lan = Lan::read(cluster).await?;

@@ -86,8 +86,14 @@ fn pools() {
          hint: a pool has addresses of the LAN that nobody else gives out"
     );
     assert_eq!(
-        create("fd00::1"),
-        "Error: pool \"far\" has IPv6 addresses (fd00::1), which this version cannot announce"
+        create("fd96::9"),
+        "Error: pool \"far\" holds fd96::9 of the cluster's network of Services (fd96::/112)\n\
+         hint: a pool has addresses of the LAN that nobody else gives out"
+    );
+    assert_eq!(create("fd98::/129"), "Error: \"fd98::/129\": an IPv6 prefix is 0 to 128");
+    assert_eq!(
+        create("fe80::1"),
+        "Error: pool \"far\": fe80::1 is a link-local address, not a unicast address of the LAN"
     );
     // Which are free depends on the pools of other tests.
     let taken = create("10.98.5.32/28 --virtual-routers 5");

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use vip_core::api::{ForeignRouterStatus, ServiceRef, VIPNode, VIPPool, VirtualIP};
-use vip_core::pool::{choose_virtual_router, next_free, parse_address, used};
+use vip_core::pool::{AddressSet, choose_virtual_router, next_free, parse_address, used};
 use vip_core::validate::{CheckedPool, check_pools, in_no_pool, pool_of};
 use vip_core::vrrp::Family;
 
@@ -112,8 +112,14 @@ impl World {
             .collect()
     }
 
-    /// The pools from which a Service of this namespace may draw, in the order in which they are tried.
-    pub fn pools_for(&self, namespace: &str, wanted: Option<&str>) -> Result<Vec<&CheckedPool>> {
+    /// The pools from which a Service may draw, in the order in which they are tried, and the family of the address: the
+    /// first of the Service's that these pools have.
+    pub fn pools_for<'a>(
+        &'a self,
+        applicant: &Applicant,
+        wanted: Option<&str>,
+    ) -> Result<(Family, Vec<&'a CheckedPool>)> {
+        let namespace = &applicant.at.namespace;
         if let Some(name) = wanted {
             let raw = pool::named(&self.raw_pools, name)?;
             let checked = self.pools.iter().find(|pool| pool.name == name).ok_or_else(|| {
@@ -122,74 +128,151 @@ impl World {
             if !checked.allows(namespace) {
                 return Err(not_for(checked, namespace));
             }
-            v4_only(checked)?;
-            return Ok(vec![checked]);
+            let family = applicant.families.iter().find(|family| checked.addresses.has(**family));
+            let Some(family) = family else {
+                let only = checked.addresses.spans().first().map(|span| word(Family::of(span.first())));
+                let (only, text) = (only.unwrap_or_default(), &checked.text);
+                return Err(applicant.lacks(&format!("pool {name:?} has {only} addresses only ({text})")));
+            };
+            return Ok((*family, vec![checked]));
         }
         if self.pools.is_empty() {
             return Err(Failure::new("there is no pool to draw an address from").hint(
                 "kubectl vip pool create NAME RANGE, such as: kubectl vip pool create lab 192.168.10.240/28",
             ));
         }
-        let allowed: Vec<&CheckedPool> = self.pools.iter().filter(|pool| pool.allows(namespace)).collect();
-        let automatic: Vec<&CheckedPool> =
-            allowed.iter().copied().filter(|pool| pool.auto_assign && v4_only(pool).is_ok()).collect();
-        if !automatic.is_empty() {
-            return Ok(automatic);
+        let allowed: Vec<&'a CheckedPool> = self.pools.iter().filter(|pool| pool.allows(namespace)).collect();
+        let (automatic, named): (Vec<&'a CheckedPool>, Vec<&'a CheckedPool>) =
+            allowed.iter().partition(|pool| pool.auto_assign);
+        let with = |pools: &[&'a CheckedPool]| {
+            applicant.families.iter().find_map(|family| {
+                let pools: Vec<_> =
+                    pools.iter().copied().filter(|pool| pool.addresses.has(*family)).collect();
+                (!pools.is_empty()).then_some((*family, pools))
+            })
+        };
+        if let Some(found) = with(&automatic) {
+            return Ok(found);
         }
-        let failure =
-            Failure::new(format!("no pool gives addresses to namespace {namespace:?} without being named"));
-        Err(match allowed.first() {
-            Some(pool) => failure.hint(format!("name it: --pool {}", pool.name)),
-            None => failure.hint("kubectl vip pool list shows which namespaces each pool allows"),
-        })
+        if let Some((family, named)) = with(&named) {
+            let what = if automatic.is_empty() {
+                "addresses".to_owned()
+            } else {
+                format!("{} addresses", word(family))
+            };
+            let sentence = format!("no pool gives {what} to namespace {namespace:?} without being named");
+            let name = named.first().map_or("NAME", |pool| pool.name.as_str());
+            return Err(Failure::new(sentence).hint(format!("name it: --pool {name}")));
+        }
+        if allowed.is_empty() {
+            let sentence = format!("no pool gives addresses to namespace {namespace:?} without being named");
+            return Err(
+                Failure::new(sentence).hint("kubectl vip pool list shows which namespaces each pool allows")
+            );
+        }
+        let pools: Vec<String> = allowed.iter().map(|pool| format!("{}: {}", pool.name, pool.text)).collect();
+        Err(applicant.lacks(&format!("no pool has {} addresses ({})", applicant.words(), pools.join("; "))))
     }
 
-    /// The addresses of these pools that are free, in the order in which they are tried.
+    /// The first address of this family that is free in these pools, in the order in which they are tried.
     pub fn free<'a>(
         &self,
+        family: Family,
         pools: &[&'a CheckedPool],
-        taken: &'a BTreeSet<IpAddr>,
+        taken: &BTreeSet<IpAddr>,
     ) -> Option<(&'a CheckedPool, IpAddr)> {
-        pools.iter().find_map(|pool| {
-            next_free(&pool.addresses, taken).find(IpAddr::is_ipv4).map(|address| (*pool, address))
-        })
+        pools.iter().find_map(|pool| Some((*pool, next_free(&part(pool, family), taken).next()?)))
     }
 
     /// Says that these pools are full, and what would help.
-    pub fn exhausted(&self, pools: &[&CheckedPool], namespace: &str, taken: &BTreeSet<IpAddr>) -> Failure {
+    pub fn exhausted(
+        &self,
+        family: Family,
+        pools: &[&CheckedPool],
+        namespace: &str,
+        taken: &BTreeSet<IpAddr>,
+    ) -> Failure {
         let full: Vec<String> = pools
             .iter()
-            .map(|pool| format!("pool {:?}: 0 of {} addresses free", pool.name, pool.addresses.len()))
+            .map(|pool| {
+                let (all, part) = (pool.addresses.len(), part(pool, family).len());
+                let what =
+                    if part < all { format!("{} addresses", word(family)) } else { "addresses".to_owned() };
+                format!("pool {:?}: 0 of {part} {what} free", pool.name)
+            })
             .collect();
         let name = pools.first().map_or("NAME", |pool| pool.name.as_str());
         let other = self.pools.iter().find(|pool| {
-            pool.allows(namespace) && u128::from(used(&pool.addresses, taken)) < pool.addresses.len()
+            let part = part(pool, family);
+            pool.allows(namespace) && u128::from(used(&part, taken)) < part.len()
         });
         let or = other.map_or_else(String::new, |pool| format!(", or --pool {}", pool.name));
         Failure::new(full.join("; ")).hint(format!("kubectl vip pool set {name} --add RANGE{or}"))
     }
 
-    /// The pool of a named address, or why a Service of this namespace cannot have it.
-    pub fn pool_of_ip(&self, text: &str, namespace: &str) -> Result<(IpAddr, &CheckedPool)> {
+    /// The pool of a named address, or why the Service cannot have it.
+    pub fn pool_of_ip(&self, text: &str, applicant: &Applicant) -> Result<(IpAddr, &CheckedPool)> {
         let address = parse_address(text).map_err(|error| Failure::new(format!("--ip {error}")))?;
-        if Family::of(address) == Family::V6 {
-            return Err(Failure::new(format!(
-                "{address} is an IPv6 address, which this version cannot announce"
-            )));
+        let family = Family::of(address);
+        if !applicant.families.contains(&family) {
+            return Err(applicant.lacks(&format!("{address} is an {} address", word(family))));
         }
         let Some(pool) = pool_of(&self.pools, address) else {
-            let next = self
-                .pools_for(namespace, None)
-                .ok()
-                .and_then(|pools| self.free(&pools, &self.taken()).map(|(_, address)| address));
-            let next = next.map_or_else(String::new, |address| format!("; next free: {address}"));
+            let alike = Applicant { at: applicant.at.clone(), families: vec![family] };
+            let next = self.pools_for(&alike, None).ok();
+            let next = next.and_then(|(family, pools)| self.free(family, &pools, &self.taken()));
+            let next = next.map_or_else(String::new, |(_, address)| format!("; next free: {address}"));
             return Err(Failure::new(format!("{}{next}", in_no_pool(&self.pools, address))));
         };
-        match pool.allows(namespace) {
+        match pool.allows(&applicant.at.namespace) {
             true => Ok((address, pool)),
-            false => Err(not_for(pool, namespace)),
+            false => Err(not_for(pool, &applicant.at.namespace)),
         }
     }
+}
+
+/// Who asks for an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applicant {
+    /// The Service.
+    pub at: ServiceRef,
+    /// The families over which its pods can be reached, the preferred one first.
+    pub families: Vec<Family>,
+}
+
+impl Applicant {
+    /// Its families as they are written.
+    fn words(&self) -> String {
+        let words: Vec<&str> = self.families.iter().map(|family| word(*family)).collect();
+        words.join(" and ")
+    }
+
+    /// It cannot be reached over the family that something has.
+    fn lacks(&self, what: &str) -> Failure {
+        let Self { at, .. } = self;
+        Failure::new(format!("service {at} is {} only, and {what}", self.words())).hint(format!(
+            "in a dual-stack cluster it can have both: kubectl patch service {} -n {} -p \
+             '{{\"spec\":{{\"ipFamilyPolicy\":\"PreferDualStack\"}}}}'",
+            at.name, at.namespace
+        ))
+    }
+}
+
+/// A family as it is written.
+fn word(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+/// The addresses of a pool that are of one family.
+fn part(pool: &CheckedPool, family: Family) -> AddressSet {
+    let others = match family {
+        Family::V4 => "::/0",
+        Family::V6 => "0.0.0.0/0",
+    };
+    AddressSet::parse_whole(&[others]).map(|others| pool.addresses.minus(&others)).unwrap_or_default()
 }
 
 /// Says whose an address is.
@@ -211,16 +294,6 @@ fn not_for(pool: &CheckedPool, namespace: &str) -> Failure {
         pool.name,
         allowed.join(", ")
     ))
-}
-
-fn v4_only(pool: &CheckedPool) -> Result<()> {
-    match pool.addresses.has(Family::V4) {
-        true => Ok(()),
-        false => Err(Failure::new(format!(
-            "pool {:?} has IPv6 addresses only ({}), which this version cannot announce",
-            pool.name, pool.text
-        ))),
-    }
 }
 
 #[cfg(test)]
@@ -254,6 +327,19 @@ mod tests {
         World::new(vec![lab, edge, old], vips, &[], now())
     }
 
+    fn applicant(namespace: &str, families: &[Family]) -> Applicant {
+        let at = ServiceRef { namespace: namespace.to_owned(), name: "web".to_owned() };
+        Applicant { at, families: families.to_vec() }
+    }
+
+    fn shop() -> Applicant {
+        applicant("shop", &[Family::V4])
+    }
+
+    fn bank() -> Applicant {
+        applicant("bank", &[Family::V4])
+    }
+
     fn now() -> Timestamp {
         "2026-01-01T00:00:10Z".parse().unwrap()
     }
@@ -265,9 +351,9 @@ mod tests {
     #[test]
     fn the_lowest_free_address_of_an_automatic_pool() {
         let world = world(&["192.168.10.241"]);
-        let pools = world.pools_for("shop", None).unwrap();
+        let (family, pools) = world.pools_for(&shop(), None).unwrap();
         let taken = world.taken();
-        let (pool, address) = world.free(&pools, &taken).unwrap();
+        let (pool, address) = world.free(family, &pools, &taken).unwrap();
         assert_eq!((pool.name.as_str(), address.to_string()), ("lab", "192.168.10.242".to_owned()));
         assert_eq!(world.virtual_router(pool, address), Ok(109), "at its place in the pool");
     }
@@ -321,33 +407,33 @@ mod tests {
     fn pools_that_do_not_serve_a_namespace() {
         let world = world(&[]);
         assert_eq!(
-            sentence(world.pools_for("shop", Some("edge"))),
+            sentence(world.pools_for(&shop(), Some("edge"))),
             r#"Error: pool "edge" is not for namespace "shop": it allows bank"#
         );
-        assert!(sentence(world.pools_for("shop", Some("lba"))).contains(r#"did you mean "lab"?"#));
-        assert!(sentence(world.pools_for("shop", Some("old"))).contains("a range goes upwards"));
-        assert_eq!(world.pools_for("bank", Some("edge")).unwrap().len(), 1);
+        assert!(sentence(world.pools_for(&shop(), Some("lba"))).contains(r#"did you mean "lab"?"#));
+        assert!(sentence(world.pools_for(&shop(), Some("old"))).contains("a range goes upwards"));
+        assert_eq!(world.pools_for(&bank(), Some("edge")).unwrap().1.len(), 1);
         let none = World::new(Vec::new(), Vec::new(), &[], now());
-        assert!(sentence(none.pools_for("shop", None)).contains("there is no pool"));
+        assert!(sentence(none.pools_for(&shop(), None)).contains("there is no pool"));
         let mut only = draft("edge", &["10.0.0.1".to_owned()], VirtualRouterRange { first: 1, count: 1 });
         only.spec.auto_assign = false;
         let only = World::new(vec![only], Vec::new(), &[], now());
-        assert!(sentence(only.pools_for("shop", None)).ends_with("hint: name it: --pool edge"));
+        assert!(sentence(only.pools_for(&shop(), None)).ends_with("hint: name it: --pool edge"));
     }
 
     #[test]
     fn a_full_pool_says_what_would_help() {
         let world = world(&["192.168.10.241", "192.168.10.242"]);
-        let pools = world.pools_for("bank", None).unwrap();
+        let (family, pools) = world.pools_for(&bank(), None).unwrap();
         let taken = world.taken();
-        assert!(world.free(&pools, &taken).is_none());
+        assert!(world.free(family, &pools, &taken).is_none());
         assert_eq!(
-            world.exhausted(&pools, "bank", &taken).to_string(),
+            world.exhausted(family, &pools, "bank", &taken).to_string(),
             "Error: pool \"lab\": 0 of 2 addresses free\nhint: kubectl vip pool set lab --add RANGE, or --pool edge"
         );
         assert!(
             world
-                .exhausted(&pools, "shop", &taken)
+                .exhausted(family, &pools, "shop", &taken)
                 .to_string()
                 .ends_with("hint: kubectl vip pool set lab --add RANGE")
         );
@@ -357,16 +443,89 @@ mod tests {
     fn named_addresses() {
         let world = world(&["192.168.10.241"]);
         assert_eq!(
-            sentence(world.pool_of_ip("172.16.0.9", "shop")),
+            sentence(world.pool_of_ip("172.16.0.9", &shop())),
             "Error: 172.16.0.9 is in no pool (edge: 10.0.0.1-10.0.0.4; lab: 192.168.10.240/30); next free: 192.168.10.242"
         );
-        assert!(sentence(world.pool_of_ip("10.0.0.1", "shop")).contains("not for namespace"));
-        assert!(sentence(world.pool_of_ip("fd00::1", "shop")).contains("IPv6"));
+        assert!(sentence(world.pool_of_ip("10.0.0.1", &shop())).contains("not for namespace"));
         assert_eq!(
-            sentence(world.pool_of_ip("10.0.0", "shop")),
+            sentence(world.pool_of_ip("10.0.0", &shop())),
             r#"Error: --ip "10.0.0": not an IP address"#
         );
-        assert_eq!(world.pool_of_ip("10.0.0.1", "bank").unwrap().1.name, "edge");
+        assert_eq!(world.pool_of_ip("10.0.0.1", &bank()).unwrap().1.name, "edge");
+    }
+
+    const HINT: &str = "hint: in a dual-stack cluster it can have both: kubectl patch service web -n shop -p \
+                        '{\"spec\":{\"ipFamilyPolicy\":\"PreferDualStack\"}}'";
+
+    /// Pools `four` and `six`, each of one family, and `both`, which has to be named.
+    fn families(vips: &[&str]) -> World {
+        let pool = |name: &str, ranges: &[&str], first| {
+            let ranges: Vec<String> = ranges.iter().map(|range| (*range).to_owned()).collect();
+            draft(name, &ranges, VirtualRouterRange { first, count: 8 })
+        };
+        let mut both = pool("both", &["10.0.0.1", "fd87::3:1-fd87::3:2"], 100);
+        both.spec.auto_assign = false;
+        let pools = vec![both, pool("four", &["10.9.0.0/30"], 108), pool("six", &["fd87::2:0/112"], 116)];
+        World::new(pools, vips.iter().map(|address| vip(address, &["api"])).collect(), &[], now())
+    }
+
+    #[test]
+    fn the_address_is_of_the_family_of_the_service() {
+        use Family::{V4, V6};
+        let world = families(&["fd87::2:0", "10.0.0.1"]);
+        let drawn = |families: &[Family], pool| {
+            let (family, pools) = world.pools_for(&applicant("shop", families), pool).unwrap();
+            world
+                .free(family, &pools, &world.taken())
+                .map(|(pool, address)| format!("{} {address}", pool.name))
+        };
+        assert_eq!(drawn(&[V4], None).unwrap(), "four 10.9.0.1");
+        assert_eq!(drawn(&[V6], None).unwrap(), "six fd87::2:1");
+        assert_eq!(drawn(&[V4, V6], None).unwrap(), "four 10.9.0.1");
+        assert_eq!(drawn(&[V6, V4], None).unwrap(), "six fd87::2:1");
+        assert_eq!(drawn(&[V6, V4], Some("four")).unwrap(), "four 10.9.0.1", "what the pool has");
+        assert_eq!(drawn(&[V4, V6], Some("six")).unwrap(), "six fd87::2:1");
+        assert_eq!(drawn(&[V6], Some("both")).unwrap(), "both fd87::3:1");
+        assert_eq!(
+            drawn(&[V4, V6], Some("both")),
+            None,
+            "no other family than asked for because one is full"
+        );
+        let (family, pools) = world.pools_for(&applicant("shop", &[V4]), Some("both")).unwrap();
+        assert_eq!(
+            world.exhausted(family, &pools, "shop", &world.taken()).to_string(),
+            "Error: pool \"both\": 0 of 1 IPv4 addresses free\nhint: kubectl vip pool set both --add RANGE, or --pool four"
+        );
+    }
+
+    #[test]
+    fn families_that_do_not_meet() {
+        let (four, six) = (applicant("shop", &[Family::V4]), applicant("shop", &[Family::V6]));
+        let mut world = families(&[]);
+        assert_eq!(
+            sentence(world.pools_for(&six, Some("four"))),
+            format!(
+                "Error: service shop/web is IPv6 only, and pool \"four\" has IPv4 addresses only (10.9.0.0/30)\n{HINT}"
+            )
+        );
+        assert_eq!(
+            sentence(world.pool_of_ip("fd87::2:50", &four)),
+            format!("Error: service shop/web is IPv4 only, and fd87::2:50 is an IPv6 address\n{HINT}")
+        );
+        assert_eq!(world.pool_of_ip("fd87::2:50", &six).unwrap().1.name, "six");
+        assert!(sentence(world.pool_of_ip("fd87::9", &six)).ends_with("; next free: fd87::2:0"));
+        world.pools.retain(|pool| pool.name != "six");
+        assert_eq!(
+            sentence(world.pools_for(&six, None)),
+            "Error: no pool gives IPv6 addresses to namespace \"shop\" without being named\nhint: name it: --pool both"
+        );
+        world.pools.retain(|pool| pool.name == "four");
+        assert_eq!(
+            sentence(world.pools_for(&six, None)),
+            format!(
+                "Error: service shop/web is IPv6 only, and no pool has IPv6 addresses (four: 10.9.0.0/30)\n{HINT}"
+            )
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use vip_core::api::ServiceRef;
+use vip_core::vrrp::Family;
 
 use crate::cluster::{Cluster, permitted};
 use crate::exit::{Failure, Result};
@@ -17,6 +18,20 @@ pub type Port = (String, i32);
 /// The reference to a Service.
 pub fn reference(service: &Service) -> ServiceRef {
     ServiceRef { namespace: service.namespace().unwrap_or_default(), name: service.name_any() }
+}
+
+/// The families over which the Service's pods can be reached, the preferred one first.
+pub fn families(service: &Service) -> Vec<Family> {
+    let named = service.spec.iter().flat_map(|spec| spec.ip_families.iter().flatten());
+    let known: Vec<Family> = named
+        .filter_map(|family| match family.as_str() {
+            "IPv4" => Some(Family::V4),
+            "IPv6" => Some(Family::V6),
+            _ => None,
+        })
+        .collect();
+    // The API server always fills it in, for a Service that has endpoints.
+    if known.is_empty() { vec![Family::V4, Family::V6] } else { known }
 }
 
 /// The ports that a virtual IP opens for a Service.
@@ -94,6 +109,14 @@ mod tests {
         assert!(refused(json!({"ports": [{"port": 1, "protocol": "SCTP"}]})).is_err());
         assert_eq!(refused(json!({"ports": [{"port": 80}], "selector": {"a": "b"}})), Ok(true));
         assert_eq!(refused(json!({"ports": [{"port": 80}]})), Ok(false));
+    }
+
+    #[test]
+    fn families_in_their_order() {
+        let of = |spec| families(&service(spec));
+        assert_eq!(of(json!({"ipFamilies": ["IPv6"]})), [Family::V6]);
+        assert_eq!(of(json!({"ipFamilies": ["IPv6", "IPv4"]})), [Family::V6, Family::V4]);
+        assert_eq!(of(json!({})), [Family::V4, Family::V6]);
     }
 
     #[test]

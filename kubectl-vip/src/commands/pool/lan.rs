@@ -12,7 +12,6 @@ use kube::{Api, ResourceExt};
 use vip_core::api::{VIPNode, VIPPool, VirtualRouterRange};
 use vip_core::pool::{AddressSet, Span, free_virtual_routers};
 use vip_core::validate::{CheckedPool, check_pools};
-use vip_core::vrrp::Family;
 
 use crate::cluster::{Cluster, permitted, present, silence};
 use crate::exit::{Failure, Result};
@@ -107,9 +106,10 @@ impl Lan {
             self.heard.extend(node.status.iter().flat_map(|s| &s.foreign_routers).map(|r| r.virtual_router));
         }
         for interface in node.status.iter().flat_map(|status| &status.interfaces) {
-            for address in &interface.addresses {
-                let ip = address.parse::<IpNet>().map(|net| net.addr()).ok();
-                self.hosts.extend(ip.map(|ip| (ip, format!("node {name}"))));
+            for network in interface.addresses.iter().filter_map(|address| address.parse::<IpNet>().ok()) {
+                self.hosts.push((network.addr(), format!("node {name}")));
+                self.hosts
+                    .extend(anycast(network).map(|ip| (ip, format!("every router of {}", network.trunc()))));
             }
         }
     }
@@ -123,7 +123,6 @@ impl Lan {
     /// Says why there cannot be such a pool, if so. A pool of the same name is the one that changes.
     pub fn admit(&self, pool: &CheckedPool) -> Result<()> {
         let name = &pool.name;
-        ipv4_only(pool)?;
         let (others, _) = check_pools(self.pools.iter().filter(|other| other.name_any() != *name));
         for other in &others {
             let Some(clash) = Clash::between(pool, other) else { continue };
@@ -167,14 +166,12 @@ impl Lan {
     }
 }
 
-/// This version elects over IPv4 only.
-pub fn ipv4_only(pool: &CheckedPool) -> Result<()> {
-    match pool.addresses.has(Family::V6) {
-        true => Err(Failure::new(format!(
-            "pool {:?} has IPv6 addresses ({}), which this version cannot announce",
-            pool.name, pool.text
-        ))),
-        false => Ok(()),
+/// The Subnet-Router anycast address of an IPv6 network, which every node that forwards has (RFC 4291, section 2.6.1; not
+/// on links between two routers, RFC 6164).
+fn anycast(network: IpNet) -> Option<IpAddr> {
+    match network {
+        IpNet::V6(network) if network.prefix_len() < 127 => Some(network.network().into()),
+        _ => None,
     }
 }
 
@@ -213,12 +210,24 @@ mod tests {
             Lan { pools: vec![draft("lab", &["192.168.10.240/28".to_owned()], range)], ..Lan::default() };
         lan.add_node(
             &serde_json::from_value(json!({
-                "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
-                "status": {"addresses": [{"type": "InternalIP", "address": "192.168.10.11"}, {"type": "Hostname", "address": "node-1"}]},
+                "metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.244.1.0/24", "fd10:244:1::/64"]},
+                "status": {"addresses": [
+                    {"type": "InternalIP", "address": "192.168.10.11"}, {"type": "InternalIP", "address": "fd87::11"},
+                    {"type": "Hostname", "address": "node-1"},
+                ]},
             }))
             .unwrap(),
         );
-        lan.add_network("10.96.0.0/16", "the cluster's network of Services".to_owned());
+        lan.add_agent(
+            &serde_json::from_value(json!({
+                "metadata": {"name": "node-1"},
+                "status": {"interfaces": [{"name": "eth0", "mac": "m", "addresses": ["fd87::a11/64"], "carrier": true}]},
+            }))
+            .unwrap(),
+        );
+        for network in ["10.96.0.0/16", "fd96::/112"] {
+            lan.add_network(network, "the cluster's network of Services".to_owned());
+        }
         lan
     }
 
@@ -250,7 +259,29 @@ mod tests {
             "Error: virtual router 160 of pool \"b\" belongs to pool \"lab\" (100-163)\n\
              hint: free ones: --virtual-routers 164-227"
         );
-        assert!(refusal("b", "fd00::1", 1).contains("which this version cannot announce"));
+    }
+
+    #[test]
+    fn what_an_ipv6_pool_must_not_touch() {
+        assert_eq!(refusal("b", "fd87::2:0/112", 1), "");
+        assert!(
+            refusal("b", "fd87::10-fd87::1f", 1)
+                .contains("holds fd87::11, which is the address of node node-1")
+        );
+        assert!(
+            refusal("b", "fd87::a00/120", 1).contains("holds fd87::a11, which is the address of node node-1")
+        );
+        assert_eq!(
+            refusal("b", "fd87::/124", 1),
+            "Error: pool \"b\" holds fd87::, which is the address of every router of fd87::/64\n\
+             hint: leave it out: --exclude fd87::"
+        );
+        assert!(refusal("b", "fd10:244:1::9", 1).contains("pods on node node-1 (fd10:244:1::/64)"));
+        assert!(refusal("b", "fd96::9", 1).contains("the cluster's network of Services (fd96::/112)"));
+        assert!(
+            refusal("b", "fd87::2:0/112", 160).contains("virtual router 160"),
+            "one pool's, in either family"
+        );
     }
 
     #[test]
