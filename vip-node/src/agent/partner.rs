@@ -132,12 +132,14 @@ impl Link {
         self.release(&last);
     }
 
-    /// How long vrrp may be silent. It speaks twice in each advertisement interval, by the loop that also advertises.
+    /// How long vrrp may be silent. It speaks twice in each advertisement interval, by the loop that also advertises. After
+    /// four intervals another node has taken over, whatever its priority: until then what the kernel holds still serves, and
+    /// a vrrp that was only late loses nothing.
     fn patience(&self, last: &Report) -> Duration {
         let elects = last.routers.iter().any(|router| router.state != VrrpState::Init);
         let order = self.inbox.borrow();
         let interval = order.iter().flat_map(|order| &order.routers).map(|router| router.interval).min();
-        interval.filter(|_| elects).map_or(IDLE, |interval| interval * 5 / 2)
+        interval.filter(|_| elects).map_or(IDLE, |interval| interval * 4)
     }
 
     fn release(&self, last: &Report) {
