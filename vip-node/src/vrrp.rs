@@ -15,6 +15,7 @@ mod elections;
 mod heard;
 pub mod neighbours;
 mod network;
+mod socket;
 mod sockets;
 mod timer;
 pub(crate) mod wire;

@@ -14,7 +14,6 @@ pub mod arp;
 pub mod claims;
 pub mod ndp;
 pub mod prober;
-pub mod socket;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,7 +26,7 @@ use vip_core::vrrp::{Family, Lan};
 use self::arp::Arp;
 pub use self::claims::Claims;
 pub use self::prober::{Prober, Verdict};
-use self::socket::{PacketSocket, only};
+use super::socket::{PacketSocket, only};
 
 const BROADCAST_MAC: [u8; 6] = [0xff; 6];
 /// More than a frame of Ethernet carries.

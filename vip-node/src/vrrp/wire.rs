@@ -6,20 +6,21 @@
 mod datagram;
 
 use std::io;
-use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Type};
 use vip_core::vrrp::Family;
 use vip_core::vrrp::packet;
+
+use super::socket::{PacketSocket, only};
 
 pub use datagram::Packet;
 
 /// The sockets on one interface.
 #[derive(Debug)]
 pub struct Wire {
-    socket: OwnedFd,
+    socket: PacketSocket,
     index: u32,
     family: Family,
     /// Keeps the membership in the group.
@@ -35,21 +36,12 @@ impl Wire {
     /// `PermissionDenied` without NET_RAW; else what the kernel says.
     pub fn open(index: u32, family: Family) -> io::Result<Self> {
         let member = member(index, family)?;
-        // Protocol 0: nothing is queued until the filter is in place and the socket is bound.
-        // SAFETY: a plain system call; the result is checked before it becomes an owned descriptor.
-        let fd = unsafe {
-            libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0)
+        let (protocol, next) = match family {
+            Family::V4 => (libc::ETH_P_IP, 9),
+            Family::V6 => (libc::ETH_P_IPV6, 6),
         };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` is a fresh descriptor that nobody else owns.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        only_vrrp(fd, family)?;
-        let address = link_address(index, family, [0; 6]);
-        // SAFETY: `address` is a valid sockaddr_ll and its size is given.
-        let bound = unsafe { libc::bind(fd, (&raw const address).cast(), socklen::<libc::sockaddr_ll>()) };
-        check(bound as isize)?;
+        // The IP header's protocol or next header is VRRP's, or the packet is not queued.
+        let socket = PacketSocket::open(index, protocol, &mut only(&[(next, &[packet::PROTOCOL])]))?;
         Ok(Self { socket, index, family, _member: member, unicast: None })
     }
 
@@ -64,35 +56,16 @@ impl Wire {
     /// `NetworkDown` and the like when the interface is going away.
     pub fn receive(&self) -> io::Result<Option<Packet>> {
         let mut buffer = [0_u8; 2048];
-        loop {
-            let mut from = link_address(0, self.family, [0; 6]);
-            let mut length = socklen::<libc::sockaddr_ll>();
-            // SAFETY: buffer and address are valid for the sizes given.
-            let received = unsafe {
-                libc::recvfrom(
-                    self.socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
-                    0,
-                    (&raw mut from).cast(),
-                    &raw mut length,
-                )
-            };
-            // Our own; one for another machine, on a card that hears everything; of a VLAN on top of this interface,
-            // which its own socket hears.
-            let astray = matches!(from.sll_pkttype, libc::PACKET_OUTGOING | libc::PACKET_OTHERHOST)
-                || u32::try_from(from.sll_ifindex) != Ok(self.index);
-            match check(received) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error),
-                Ok(_) if astray => {}
-                Ok(length) => {
-                    if let Some(packet) = datagram::parse(buffer.get(..length).unwrap_or_default()) {
-                        return Ok(Some(packet));
-                    }
-                }
+        while let Some(frame) = self.socket.receive(&mut buffer)? {
+            // One of a VLAN on top of this interface is heard by that one's own socket.
+            if frame.own
+                && frame.here
+                && let Some(packet) = datagram::parse(frame.bytes)
+            {
+                return Ok(Some(packet));
             }
         }
+        Ok(None)
     }
 
     /// Sends an advertisement's bytes to the group.
@@ -102,19 +75,7 @@ impl Wire {
     pub fn advertise(&self, source: IpAddr, payload: &[u8]) -> io::Result<()> {
         let group = packet::group(self.family);
         let bytes = datagram::datagram(source, group, payload).ok_or(io::ErrorKind::InvalidInput)?;
-        let address = link_address(self.index, self.family, group_mac(group));
-        // SAFETY: `bytes` and `address` are valid for the sizes given.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                bytes.as_ptr().cast(),
-                bytes.len(),
-                0,
-                (&raw const address).cast(),
-                socklen::<libc::sockaddr_ll>(),
-            )
-        };
-        check(sent).map(drop)
+        self.socket.send(group_mac(group), &bytes)
     }
 
     /// Sends an advertisement's bytes to a single peer on the interface of that name.
@@ -179,7 +140,8 @@ fn member(index: u32, family: Family) -> io::Result<Socket> {
 fn raw(interface: &str, family: Family) -> io::Result<Socket> {
     let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(packet::PROTOCOL))))?;
-    filter(socket.as_raw_fd(), &mut [statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0)])?;
+    // Returns 0 for whatever comes.
+    socket.attach_filter(&[SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0)])?;
     socket.set_nonblocking(true)?;
     match family {
         Family::V4 => socket.set_header_included_v4(true)?,
@@ -201,63 +163,6 @@ fn group_mac(group: IpAddr) -> [u8; 6] {
             [0x33, 0x33, a, b, c, d]
         }
     }
-}
-
-/// Classic BPF: the IP header's protocol or next header is 112, or the packet is not queued.
-fn only_vrrp(fd: RawFd, family: Family) -> io::Result<()> {
-    let offset = if family == Family::V4 { 9 } else { 6 };
-    filter(
-        fd,
-        &mut [
-            statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, offset, 0, 0),
-            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, packet::PROTOCOL.into(), 0, 1),
-            statement(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0),
-            statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        ],
-    )
-}
-
-fn statement(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
-    libc::sock_filter { code: code as u16, jt, jf, k }
-}
-
-fn filter(fd: RawFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
-    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
-    let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
-    // SAFETY: `filter` points to `program`, which lives until the call returns; the kernel copies it.
-    let result = unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const filter).cast(),
-            socklen::<libc::sock_fprog>(),
-        )
-    };
-    check(result as isize).map(drop)
-}
-
-fn link_address(index: u32, family: Family, mac: [u8; 6]) -> libc::sockaddr_ll {
-    let mut address = [0; 8];
-    address[..6].copy_from_slice(&mac);
-    let protocol = if family == Family::V4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
-    libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: u16::try_from(protocol).unwrap_or_default().to_be(),
-        sll_ifindex: i32::try_from(index).unwrap_or_default(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: address,
-    }
-}
-
-fn socklen<T>() -> libc::socklen_t {
-    libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default()
-}
-
-fn check(result: isize) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 #[cfg(test)]

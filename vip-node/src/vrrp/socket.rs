@@ -15,6 +15,8 @@ pub struct Frame<'a> {
     pub source: [u8; 6],
     /// Whether it came in by the socket's own interface; else by a VLAN on top of that one, which has its own socket.
     pub own: bool,
+    /// Whether it was sent to this host; else a card that hears everything has heard it.
+    pub here: bool,
     /// What it carries, padding included, cut at the buffer's size.
     pub bytes: &'a [u8],
 }
@@ -83,6 +85,7 @@ impl PacketSocket {
             Ok(length) => Ok(Some(Frame {
                 source: from.sll_addr.first_chunk().copied().unwrap_or_default(),
                 own: from.sll_ifindex == self.index,
+                here: from.sll_pkttype != libc::PACKET_OTHERHOST,
                 bytes: buffer.get(..length).unwrap_or_default(),
             })),
         }
