@@ -4,8 +4,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::Command,
+    str::FromStr,
     time::Duration,
 };
 
@@ -54,8 +55,8 @@ pub fn build_programs() -> Result<()> {
     Ok(())
 }
 
-/// The address that a Service was given.
-pub fn address_of(lab: &Lab, namespace: &str, service: &str) -> Result<Ipv4Addr> {
+/// The address that a Service was given: an [`IpAddr`], or one of the family that the caller expects.
+pub fn address_of<A: FromStr>(lab: &Lab, namespace: &str, service: &str) -> Result<A> {
     let vips: Value = serde_json::from_str(&lab.kubectl(["get", "virtualips", "-o", "json"])?.ok()?.stdout)?;
     let items = vips["items"].as_array().context("no list of virtual IPs")?;
     let named = |vip: &&Value| {
@@ -67,7 +68,8 @@ pub fn address_of(lab: &Lab, namespace: &str, service: &str) -> Result<Ipv4Addr>
         .iter()
         .find(named)
         .with_context(|| format!("service {namespace}/{service} has no virtual IP"))?;
-    Ok(vip["spec"]["address"].as_str().unwrap_or_default().parse()?)
+    let address = vip["spec"]["address"].as_str().unwrap_or_default();
+    address.parse().ok().with_context(|| format!("service {namespace}/{service} has {address}"))
 }
 
 /// The nodes that answer ARP for an address at this moment.
@@ -116,10 +118,11 @@ pub fn wait_one_owner(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner
 }
 
 /// The numbers of the nodes whose kernel has the address.
-pub fn bound_on(lab: &Lab, vip: Ipv4Addr) -> Result<Vec<u8>> {
+pub fn bound_on(lab: &Lab, vip: impl Into<IpAddr>) -> Result<Vec<u8>> {
+    let vip = vip.into();
     let mut bound = Vec::new();
     for node in lab.nodes() {
-        let addresses = node.exec("ip -oneline -4 address show")?.ok()?;
+        let addresses = node.exec("ip -oneline address show")?.ok()?;
         if addresses.stdout.contains(&format!(" {vip}/")) {
             bound.push(node.number());
         }
@@ -127,8 +130,26 @@ pub fn bound_on(lab: &Lab, vip: Ipv4Addr) -> Result<Vec<u8>> {
     Ok(bound)
 }
 
+/// Waits until exactly one node's kernel has the address, three times in a row, and a client on the LAN has learnt its MAC
+/// address: [`wait_one_owner`] for IPv6, where nobody is asked by ARP.
+pub fn wait_one_neighbour(lab: &Lab, vip: Ipv6Addr, limit: Duration) -> Result<Owner> {
+    let mut last = (0, 0);
+    command::until(&format!("one owner of {vip}"), limit, || {
+        // Makes the client ask who has the address, unless it knows.
+        let _ = lab.client().limit(ARP).get(&format!("http://[{vip}]/"));
+        let known = lab.netns().ip(&format!("-6 neighbour show {vip}"))?.ok()?.stdout;
+        let bound = bound_on(lab, vip)?;
+        let [number] = bound[..] else { bail!("bound on nodes {bound:?}") };
+        let mac = lab.node(number).mac();
+        ensure!(known.contains(&mac), "bound on node {number} ({mac}), the client knows {known:?}");
+        last = (number, if last.0 == number { last.1 + 1 } else { 1 });
+        Ok((last.1 >= 3).then(|| Owner { node: format!("node-{number}"), number }))
+    })
+}
+
 /// Waits until the status of a virtual IP names a node as its owner.
-pub fn wait_status_owner(lab: &Lab, vip: Ipv4Addr, node: &str, limit: Duration) -> Result<()> {
+pub fn wait_status_owner(lab: &Lab, vip: impl Into<IpAddr>, node: &str, limit: Duration) -> Result<()> {
+    let vip = vip.into();
     command::until(&format!("status.node of {vip} to be {node}"), limit, || {
         let found = field(lab, vip, "{.status.node}")?;
         if found != node {
@@ -139,7 +160,8 @@ pub fn wait_status_owner(lab: &Lab, vip: Ipv4Addr, node: &str, limit: Duration) 
 }
 
 /// Waits until the status of a virtual IP counts that many backends, all ready.
-pub fn wait_backends(lab: &Lab, vip: Ipv4Addr, count: u32, limit: Duration) -> Result<()> {
+pub fn wait_backends(lab: &Lab, vip: impl Into<IpAddr>, count: u32, limit: Duration) -> Result<()> {
+    let vip = vip.into();
     let wanted = format!("{count}/{count}");
     command::until(&format!("{wanted} backends of {vip}"), limit, || {
         let found = field(lab, vip, "{.status.backends.ready}/{.status.backends.total}")?;
@@ -150,16 +172,24 @@ pub fn wait_backends(lab: &Lab, vip: Ipv4Addr, count: u32, limit: Duration) -> R
     })
 }
 
+/// The name of the object for a virtual IP: IPv6 as eight groups joined by `-`.
+fn name_of(vip: IpAddr) -> String {
+    match vip {
+        IpAddr::V4(vip) => vip.to_string(),
+        IpAddr::V6(vip) => vip.segments().map(|group| format!("{group:x}")).join("-"),
+    }
+}
+
 /// A field of a virtual IP by JSONPath.
-pub fn field(lab: &Lab, vip: Ipv4Addr, path: &str) -> Result<String> {
+pub fn field(lab: &Lab, vip: impl Into<IpAddr>, path: &str) -> Result<String> {
     let output = format!("jsonpath={path}");
-    Ok(lab.kubectl(["get", "virtualip", &vip.to_string(), "-o", &output])?.ok()?.text().to_owned())
+    Ok(lab.kubectl(["get", "virtualip", &name_of(vip.into()), "-o", &output])?.ok()?.text().to_owned())
 }
 
 /// The destinations and weights that a node's kernel has for a TCP port of an address.
-pub fn destinations(node: &Node<'_>, vip: Ipv4Addr, port: u16) -> Result<BTreeMap<String, u32>> {
+pub fn destinations(node: &Node<'_>, vip: impl Into<IpAddr>, port: u16) -> Result<BTreeMap<String, u32>> {
     let table = node.exec("ipvsadm -Ln")?.ok()?.stdout;
-    let head = format!("TCP  {vip}:{port} ");
+    let head = format!("TCP  {} ", SocketAddr::new(vip.into(), port));
     let mut found = BTreeMap::new();
     for line in table
         .lines()
@@ -177,8 +207,16 @@ pub fn destinations(node: &Node<'_>, vip: Ipv4Addr, port: u16) -> Result<BTreeMa
 
 /// Waits until every node's kernel has that many destinations for a TCP port of an address: the owner's status does not
 /// speak for those that may have to take over.
-pub fn wait_destinations(lab: &Lab, vip: Ipv4Addr, port: u16, count: usize, limit: Duration) -> Result<()> {
-    command::until(&format!("{count} destinations of {vip}:{port} on every node"), limit, || {
+pub fn wait_destinations(
+    lab: &Lab,
+    vip: impl Into<IpAddr>,
+    port: u16,
+    count: usize,
+    limit: Duration,
+) -> Result<()> {
+    let vip = vip.into();
+    let at = SocketAddr::new(vip, port);
+    command::until(&format!("{count} destinations of {at} on every node"), limit, || {
         for node in lab.nodes() {
             let found = destinations(&node, vip, port)?.len();
             ensure!(found == count, "{} has {found}", node.name());
@@ -189,12 +227,18 @@ pub fn wait_destinations(lab: &Lab, vip: Ipv4Addr, port: u16, count: usize, limi
 
 /// What is left of the product on a node: addresses, IPVS services, nftables tables.
 pub fn leftovers(node: &Node<'_>) -> Result<Vec<String>> {
-    let ours = |text: &str, mark: &str| {
-        text.lines().filter(|line| line.contains(mark)).map(str::trim).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let mut left = ours(&node.exec("ip -oneline -4 address show")?.ok()?.stdout, " 10.87.2.");
-    left.extend(ours(&node.exec("ipvsadm -Ln")?.ok()?.stdout, " 10.87.2."));
-    left.extend(ours(&node.exec("nft list tables")?.ok()?.stdout, "kubectl-vip"));
+    // The addresses of the tests' pools, as `ip` and `ipvsadm` print them.
+    const POOLS: [&str; 3] = [" 10.87.2.", " fd87::2:", " [fd87::2:"];
+    let mut left = Vec::new();
+    for (command, marks) in [
+        ("ip -oneline address show", &POOLS[..]),
+        ("ipvsadm -Ln", &POOLS),
+        ("nft list tables", &["kubectl-vip"]),
+    ] {
+        let found = node.exec(command)?.ok()?.stdout;
+        let ours = found.lines().filter(|line| marks.iter().any(|mark| line.contains(mark)));
+        left.extend(ours.map(|line| line.trim().to_owned()));
+    }
     Ok(left)
 }
 

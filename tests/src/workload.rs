@@ -39,12 +39,18 @@ impl<'a> Workload<'a> {
 
     /// Adds a Service for its pods, with that TCP port and UDP at 81.
     pub fn add_service(&self, service: &str, port: u16) -> Result<()> {
+        self.add_service_of(service, port, "IPv4")
+    }
+
+    /// The same for a Service of one family, `IPv4` or `IPv6`.
+    pub fn add_service_of(&self, service: &str, port: u16, family: &str) -> Result<()> {
         let Self { namespace, name, .. } = self;
         let manifest = format!(
             "apiVersion: v1
 kind: Service
 metadata: {{name: {service}, namespace: {namespace}}}
 spec:
+  ipFamilies: [{family}]
   selector: {{app: {name}}}
   ports:
   - {{name: http, port: {port}, targetPort: http}}

@@ -5,6 +5,8 @@
 mod failover;
 #[path = "cluster/install.rs"]
 mod install;
+#[path = "cluster/ipv6.rs"]
+mod ipv6;
 #[path = "cluster/lab.rs"]
 mod lab_itself;
 #[path = "cluster/neighbours.rs"]
@@ -26,7 +28,7 @@ use lab::{
 /// The namespace of the tests' Services.
 const NAMESPACE: &str = "shop";
 /// The pool of these tests.
-const POOL: &str = "lab=10.87.2.0/24";
+const POOL: &str = "lab=10.87.2.0/24,fd87::2:0/112";
 
 /// The lab with the product installed, if need be.
 fn installed() -> Result<&'static Lab> {

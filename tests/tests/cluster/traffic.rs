@@ -123,7 +123,7 @@ fn backends_follow_the_pods_on_every_node() {
         let lab = installed()?;
         let pods = Workload::deploy(lab, "scale", "web", 2)?;
         lab.kubectl(["vip", "expose", "svc/web", "-n", "scale"])?.ok()?;
-        let vip = product::address_of(lab, "scale", "web")?;
+        let vip: Ipv4Addr = product::address_of(lab, "scale", "web")?;
         for replicas in [4, 1] {
             pods.scale(replicas)?;
             product::wait_backends(lab, vip, replicas, Duration::from_secs(20))?;

@@ -1,0 +1,75 @@
+//! A virtual IP over IPv6: announced, served, and given away like one over IPv4.
+
+use std::{collections::BTreeSet, net::Ipv6Addr, time::Duration};
+
+use anyhow::{Result, ensure};
+use lab::{Lab, product};
+
+use super::{NAMESPACE, check, installed, web};
+
+/// A drained node owns addresses again when this ends, however it ends: other tests need it.
+struct Drained {
+    lab: &'static Lab,
+    node: String,
+}
+
+impl Drained {
+    fn new(lab: &'static Lab, node: &str) -> Result<Self> {
+        let this = Self { lab, node: node.to_owned() };
+        lab.kubectl(["vip", "node", "drain", node])?.ok()?;
+        Ok(this)
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        let undrained = self.lab.kubectl(["vip", "node", "undrain", &self.node]).and_then(lab::Output::ok);
+        if let Err(error) = undrained {
+            eprintln!("{} stays drained: {error:#}", self.node);
+        }
+    }
+}
+
+#[test]
+fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
+    check(|| {
+        let lab = installed()?;
+        let pods: BTreeSet<String> = web(lab)?.pods()?.into_keys().collect();
+        web(lab)?.add_service_of("six", 80, "IPv6")?;
+        lab.kubectl(["vip", "expose", "svc/six", "-n", NAMESPACE])?.ok()?;
+        let vip: Ipv6Addr = product::address_of(lab, NAMESPACE, "six")?;
+        product::wait_backends(lab, vip, 3, Duration::from_secs(20))?;
+        product::wait_destinations(lab, vip, 80, 3, Duration::from_secs(20))?;
+        let owner = product::wait_one_neighbour(lab, vip, Duration::from_secs(20))?;
+
+        let url = format!("http://[{vip}]/hostname");
+        let ask = |url: &str| -> Result<BTreeSet<String>> {
+            (0..12).map(|_| Ok(lab.client().get(url)?.body)).collect()
+        };
+        let (tcp, udp) = (ask(&url)?, ask(&format!("udp://[{vip}]:81/hostname"))?);
+        ensure!(tcp == pods && udp == pods, "of {pods:?}, TCP reached {tcp:?}, and UDP {udp:?}");
+        for node in lab.nodes() {
+            let asked =
+                node.exec(&format!("for i in 1 2 3 4 5 6; do curl -sS -m 5 '{url}'; echo; done"))?.ok()?;
+            let reached: BTreeSet<String> = asked.stdout.split_whitespace().map(str::to_owned).collect();
+            ensure!(reached == pods, "{} reached {reached:?} of {pods:?}", node.name());
+        }
+        ensure!(lab.client().tcp_refused((vip, 10250).into())?, "the kubelet answers at the virtual IP");
+
+        let watch = lab.client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(20))?;
+        watch.wait_answers(50, Duration::from_secs(15))?;
+        let drained = Drained::new(lab, &owner.node)?;
+        let next = product::wait_one_neighbour(lab, vip, Duration::from_secs(20))?;
+        ensure!(next != owner, "{} still has {vip}", owner.node);
+        product::wait_status_owner(lab, vip, &next.node, Duration::from_secs(20))?;
+        let reached = ask(&url)?;
+        ensure!(reached == pods, "{} reaches {reached:?} of {pods:?}", next.node);
+        let report = watch.stop();
+        ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
+        println!("from {} to {}, longest gap {} ms", owner.node, next.node, report.longest_gap.as_millis());
+        drop(drained);
+
+        lab.kubectl(["vip", "unexpose", &vip.to_string()])?.ok()?;
+        lab.kubectl(["delete", "service", "six", "-n", NAMESPACE, "--wait=false"])?.ok().map(drop)
+    });
+}
