@@ -46,8 +46,11 @@ use timeline::{Timeline, Trouble};
 /// How often each outage is measured with each of the two.
 const RUNS: u32 = 10;
 
+/// A section's name and what it does.
+type Section = (&'static str, fn() -> Result<()>);
+
 /// What can be measured.
-const SECTIONS: [(&str, fn() -> Result<()>); 5] = [
+const SECTIONS: [Section; 5] = [
     ("outages", outages),
     ("faults", process_faults),
     ("loss", loss),

@@ -31,7 +31,7 @@ const INTERVALS: [Duration; 3] =
 const SIZES: [u8; 2] = [1, 250];
 /// What the owner is started earlier than its successor: less than an active down interval at a second, so that it passes for
 /// both at once.
-const HEAD_START: Duration = Duration::from_millis(500);
+const HEAD_START: Duration = Duration::from_millis(800);
 /// How long the successor answers alone before a run is over.
 const STEADY: Duration = Duration::from_millis(250);
 
@@ -68,8 +68,13 @@ pub fn compare(runs: u32, full: bool) -> Result<()> {
             // Neither is always the first.
             let turn = usize::from(run % 2 == 1);
             for one in [turn, 1 - turn] {
+                let again = |error: anyhow::Error| {
+                    eprintln!("  once more, {} of {}: {error:#}", cell.fault, BOTH[one]);
+                    cell.measure(BOTH[one], phase)
+                };
                 let outage = cell
                     .measure(BOTH[one], phase)
+                    .or_else(again)
                     .with_context(|| format!("{} of {}", cell.fault, BOTH[one]))?;
                 gaps[one].push(outage.iter().map(|gap| gap.as_secs_f64() * 1000.0).collect());
             }
