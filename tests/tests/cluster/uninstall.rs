@@ -1,11 +1,11 @@
 //! `uninstall`: nothing of ours is left, and what is not ours was never touched.
 
-use std::time::Duration;
+use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::{Result, ensure};
 use lab::{Lab, Node, command, product};
 
-use super::{Exposed, check, installed};
+use super::{Exposed, NAMESPACE, check, installed, web};
 
 /// Makes an IPVS service, an address and an nftables table that are not ours.
 fn plant(node: &Node<'_>) -> Result<()> {
@@ -39,6 +39,15 @@ fn a_whole_life_leaves_what_is_foreign_alone_and_nothing_of_ours_behind() {
         let before: Vec<String> = lab.nodes().map(|node| foreign(&node)).collect::<Result<_>>()?;
         let exposed = Exposed::new(installed()?, "life")?;
         lab.client().get(&exposed.url())?;
+        web(lab)?.add_service_of("life6", 80, "IPv6")?;
+        lab.kubectl(["vip", "expose", "svc/life6", "-n", NAMESPACE])?.ok()?;
+        let vip6: Ipv6Addr = product::address_of(lab, NAMESPACE, "life6")?;
+        product::wait_one_neighbour(lab, vip6, Duration::from_secs(20))?;
+        product::wait_destinations(lab, vip6, 80, 3, Duration::from_secs(20))?;
+        ensure!(
+            product::leftovers(&lab.node(1))?.iter().any(|line| line.contains("fd87::2:")),
+            "IPv6 is overlooked"
+        );
         uninstall(lab)?;
         let after: Vec<String> = lab.nodes().map(|node| foreign(&node)).collect::<Result<_>>()?;
         ensure!(before == after, "foreign things changed: {before:?} -> {after:?}");
