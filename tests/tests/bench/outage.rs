@@ -143,7 +143,7 @@ impl Cell {
                 (median(&runs), runs.last().copied().unwrap_or_default())
             });
             println!(
-                "  {:12} {:>5} ms  {:3} {name:9} {ours:8.1} {our_most:8.1}   {theirs:8.1} {their_most:8.1}   {:5.2}",
+                "  {:12} {:>5} ms  {:3} {name:9} {ours:8.1} {our_most:8.1}   {theirs:8.1} {their_most:8.1}   {:6.3}",
                 self.fault.to_string(),
                 self.setup.interval.as_millis(),
                 self.setup.vips,
