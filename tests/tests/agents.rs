@@ -14,9 +14,11 @@ use std::{fs, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Segment, command};
 use serde_json::json;
+use vip_core::vrrp::Family;
+use vip_core::vrrp::packet::{Advert, Checksum, group};
 
 use node::{Node, Part};
-use scene::{SOON, Scene};
+use scene::{SOON, Scene, VRID};
 
 /// How long a client waits: longer than any takeover, so that a slow machine is no failure.
 const PATIENT: Duration = Duration::from_secs(5);
@@ -185,6 +187,29 @@ fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named(
     ensure!(owner.len() == 1, "bound on {owner:?}");
     ensure!(scene.event("AddressClaimed")?.contains(&mac), "the Event does not name {mac}");
     Ok(())
+}
+
+#[test]
+fn a_router_of_others_is_told_and_not_obeyed() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let scene = Scene::new(server()?, &segment, 2, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 67);
+    scene.reserve(vip)?;
+    let owner = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[owner].name)?;
+    let other = scene.client();
+    let advert = Advert { vrid: VRID, priority: 255, interval: 10, addresses: vec![[10, 87, 9, 9].into()] };
+    let bytes = advert.encode(other.address().into(), group(Family::V4), Checksum::PseudoHeader);
+    other.inject(255, &bytes)?;
+    let note = scene.event("ForeignRouter")?;
+    let who = format!("{} advertises virtual router {VRID} with priority 255", other.address());
+    ensure!(note.starts_with(&who), "{note}");
+    ensure!(scene.owner(vip)? == owner, "it was obeyed");
+    let counted = || {
+        Ok((scene.object("vipnode", &scene.nodes[owner].name)?["status"]["refused"]["foreign"] == 1)
+            .then_some(()))
+    };
+    command::until("it to be counted", SOON, counted)
 }
 
 #[test]

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use crate::node::Node;
 
+/// The virtual router of the addresses here.
+pub const VRID: u8 = 100;
 /// How long anything may take.
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -38,7 +40,7 @@ impl<'a> Scene<'a> {
     pub fn reserve(&self, address: Ipv4Addr) -> Result<()> {
         let vip = json!({
             "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address.to_string()},
-            "spec": {"address": address.to_string(), "virtualRouter": 100},
+            "spec": {"address": address.to_string(), "virtualRouter": VRID},
         });
         self.lab.kubectl(["delete", "virtualip", "--all"])?.ok()?;
         self.lab.apply(&vip.to_string()).map(drop)

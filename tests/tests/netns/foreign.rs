@@ -3,7 +3,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    process::Command,
     thread,
     time::Duration,
 };
@@ -20,18 +19,6 @@ use vip_core::{
 
 use crate::vrrp::{SOON, VIP, VIP6, VRID, Vrrp, config, has};
 use crate::{one_owner, one_owner_of, settled_owner_of, still};
-
-/// Sends raw bytes as an IPv4 datagram of protocol 112 to VRRP's group.
-fn inject(host: &Host, ttl: u32, payload: &[u8]) -> Result<()> {
-    let script = "import socket,sys\ns=socket.socket(socket.AF_INET,socket.SOCK_RAW,112)\ns.setsockopt(0,33,int(sys.argv[1]))\n\
-                  s.setsockopt(socket.IPPROTO_IP,socket.IP_MULTICAST_TTL,int(sys.argv[1]))\n\
-                  s.setsockopt(socket.SOL_SOCKET,socket.SO_BINDTODEVICE,b'eth0')\ns.sendto(bytes.fromhex(sys.argv[2]),('224.0.0.18',0))";
-    let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-    let ttl = ttl.to_string();
-    let output =
-        host.netns().exec(Command::new("python3").args(["-c", script, &ttl, &hex]), command::LIMIT)?;
-    output.ok().map(drop)
-}
 
 fn advert(host: &Host, priority: u8, address: Ipv4Addr) -> Vec<u8> {
     advert_in(host, VRID, priority, address, Checksum::PseudoHeader)
@@ -50,11 +37,11 @@ fn what_is_foreign_or_was_routed_changes_nothing_and_is_counted() -> Result<()> 
     let all = [vrrp];
     one_owner(&all)?;
     let stranger = segment.host(2);
-    inject(stranger, 254, &advert(stranger, 255, VIP))?;
-    inject(stranger, 255, &advert(stranger, 255, Ipv4Addr::new(10, 87, 9, 9)))?;
+    stranger.inject(254, &advert(stranger, 255, VIP))?;
+    stranger.inject(255, &advert(stranger, 255, Ipv4Addr::new(10, 87, 9, 9)))?;
     let mut damaged = advert(stranger, 255, VIP);
     damaged[8] ^= 1;
-    inject(stranger, 255, &damaged)?;
+    stranger.inject(255, &damaged)?;
     command::until("the counters", SOON, || {
         let counts = ["ttl", "foreign", "checksum"].map(|kind| all[0].refused(kind));
         ensure!(counts == [1, 1, 1], "{counts:?}");
@@ -67,7 +54,7 @@ fn what_is_foreign_or_was_routed_changes_nothing_and_is_counted() -> Result<()> 
     claim[4..8].copy_from_slice(&[0x03, 0xe8, 0, 0]);
     let sum = !vip_core::vrrp::packet::ones_complement(0, &claim);
     claim[6..8].copy_from_slice(&sum.to_be_bytes());
-    inject(stranger, 255, &claim)?;
+    stranger.inject(255, &claim)?;
     command::until("it to give way", SOON, || Ok((!all[0].is_bound()?).then_some(())))
 }
 
@@ -77,7 +64,7 @@ fn routers_of_others_are_heard_before_the_first_election() -> Result<()> {
     let all = [Vrrp::start(segment.host(1), 1)?];
     let stranger = segment.host(2);
     let theirs = Ipv4Addr::new(10, 87, 9, 9);
-    inject(stranger, 255, &advert_in(stranger, 33, 120, theirs, Checksum::Plain))?;
+    stranger.inject(255, &advert_in(stranger, 33, 120, theirs, Checksum::Plain))?;
     let foreign =
         command::until("the foreign router", SOON, || Ok(all[0].report().foreign.first().cloned()))?;
     ensure!(
@@ -88,7 +75,7 @@ fn routers_of_others_are_heard_before_the_first_election() -> Result<()> {
     // With our identifier and none of our addresses: reported and never obeyed.
     all[0].elect_with(100)?;
     one_owner(&all)?;
-    inject(stranger, 255, &advert(stranger, 255, theirs))?;
+    stranger.inject(255, &advert(stranger, 255, theirs))?;
     let found = command::until("the foreign router", SOON, || {
         Ok(all[0].report().foreign.iter().find(|heard| heard.id.vrid == VRID).cloned())
     })?;
@@ -109,10 +96,10 @@ fn a_strict_checksum_refuses_the_other_form() -> Result<()> {
         let lan = Lan { checksum: policy, ..Lan::default() };
         all[0].elect_all(vec![config(100, &[VIP.into()])], lan)?;
         one_owner(&all)?;
-        inject(stranger, 255, &advert_in(stranger, VRID, 255, VIP, refused))?;
+        stranger.inject(255, &advert_in(stranger, VRID, 255, VIP, refused))?;
         command::until("the counter", SOON, || Ok((all[0].refused("checksum") == 1).then_some(())))?;
         ensure!(all[0].state() == VrrpState::Master, "{policy:?}: it gave way");
-        inject(stranger, 255, &advert_in(stranger, VRID, 255, VIP, obeyed))?;
+        stranger.inject(255, &advert_in(stranger, VRID, 255, VIP, obeyed))?;
         command::until("the master", SOON, || {
             let report = all[0].report();
             Ok(report.peers.iter().any(|peer| peer.priority == 255).then_some(()))
