@@ -27,7 +27,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, yield_now};
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -67,8 +67,6 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
             order = inbox.recv() => queued.extend(order),
             () = elections.wait(beat.min(elections.report_due())) => {}
         }
-        // The task that reads orders takes what is queued for it.
-        yield_now().await;
         while let Ok(order) = inbox.try_recv() {
             queued.push(order);
         }
@@ -93,32 +91,41 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Listens for agents. A new one replaces the one before; without one, the last order stays in force for a while.
+/// Listens for agents, on a thread of its own: an order with thousands of addresses takes longer to read than an
+/// advertisement may be late.
 fn listen(
     socket: &Path,
     orders: mpsc::Sender<Order>,
     sayings: watch::Receiver<Saying>,
 ) -> anyhow::Result<()> {
-    let listener =
-        Listener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    tokio::spawn(async move {
-        let mut current: Option<JoinHandle<()>> = None;
-        loop {
-            match listener.accept().await {
-                Ok((sender, receiver)) => {
-                    if let Some(before) = current.take() {
-                        before.abort();
-                    }
-                    current = Some(tokio::spawn(converse(sender, receiver, orders.clone(), sayings.clone())));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _entered = runtime.enter();
+        Listener::bind(socket).with_context(|| format!("cannot listen at {}", socket.display()))?
+    };
+    std::thread::Builder::new()
+        .name("link".into())
+        .spawn(move || runtime.block_on(receive(&listener, &orders, &sayings)))?;
+    Ok(())
+}
+
+/// A new agent replaces the one before; without one, the last order stays in force for a while.
+async fn receive(listener: &Listener, orders: &mpsc::Sender<Order>, sayings: &watch::Receiver<Saying>) {
+    let mut current: Option<JoinHandle<()>> = None;
+    loop {
+        match listener.accept().await {
+            Ok((sender, receiver)) => {
+                if let Some(before) = current.take() {
+                    before.abort();
                 }
-                Err(error) => {
-                    warn!(%error, "cannot take the agent's connection");
-                    sleep(Duration::from_secs(1)).await;
-                }
+                current = Some(tokio::spawn(converse(sender, receiver, orders.clone(), sayings.clone())));
+            }
+            Err(error) => {
+                warn!(%error, "cannot take the agent's connection");
+                sleep(Duration::from_secs(1)).await;
             }
         }
-    });
-    Ok(())
+    }
 }
 
 async fn converse(

@@ -1,7 +1,7 @@
 //! Which addresses are bound to which interface for which election, and what is still to be done about them: released,
 //! bound, renewed, in batches, so that advertisements go out between two of them. It does nothing to the kernel itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use vip_core::vrrp::RouterId;
@@ -16,9 +16,17 @@ const AT_ONCE: usize = 32;
 pub struct Bindings {
     entries: BTreeMap<Key, Entry>,
     releases: VecDeque<Key>,
-    wishes: VecDeque<Key>,
+    /// To be bound: those that were taken off first, of each kind in the order of their keys.
+    wishes: BTreeSet<(Kind, Key)>,
     /// In the order of time. One that does not agree with its entry is out of date.
     renewals: VecDeque<(Duration, Key)>,
+}
+
+/// Why an address is to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Lost,
+    Won,
 }
 
 #[derive(Debug)]
@@ -47,7 +55,7 @@ impl Bindings {
             return entry.renew.is_some();
         }
         self.entries.insert(key, Entry { router: router.clone(), renew: None });
-        self.wishes.push_back(key);
+        self.wishes.insert((Kind::Won, key));
         false
     }
 
@@ -64,7 +72,7 @@ impl Bindings {
     pub fn lost(&mut self, key: Key) -> Option<RouterId> {
         let entry = self.entries.get_mut(&key)?;
         if entry.renew.take().is_some() {
-            self.wishes.push_front(key);
+            self.wishes.insert((Kind::Lost, key));
         }
         Some(entry.router.clone())
     }
@@ -75,7 +83,8 @@ impl Bindings {
     }
 
     fn forget(&mut self, key: Key) -> Option<Entry> {
-        self.wishes.retain(|wish| *wish != key);
+        self.wishes.remove(&(Kind::Won, key));
+        self.wishes.remove(&(Kind::Lost, key));
         self.entries.remove(&key)
     }
 
@@ -92,7 +101,7 @@ impl Bindings {
         let mut batch = Batch::default();
         batch.release.extend(self.releases.drain(..self.releases.len().min(AT_ONCE)));
         let room = AT_ONCE - batch.release.len();
-        batch.bind.extend(self.wishes.drain(..self.wishes.len().min(room)));
+        batch.bind.extend((0..room).map_while(|_| self.wishes.pop_first()).map(|(_, key)| key));
         let mut room = room - batch.bind.len();
         while room > 0
             && let Some((due, key)) = self.renewals.front().copied()
