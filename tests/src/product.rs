@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     command, image,
@@ -251,6 +251,32 @@ pub fn cluster_leftovers(lab: &Lab) -> Result<BTreeSet<String>> {
         .filter(|name| name.contains("kubectl-vip") || name.contains("vip-node"))
         .map(str::to_owned)
         .collect())
+}
+
+/// A kubeconfig with the token that the agent's pod on a node has: it is bound to a pod there.
+pub fn agent_kubeconfig(lab: &Lab, node: &str) -> Result<Value> {
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": node, "namespace": "kubectl-vip"},
+        "spec": {
+            "nodeName": node,
+            "serviceAccountName": "vip-node",
+            // No kubelet says that the node lives.
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "agent", "image": "none", "imagePullPolicy": "Never"}],
+        },
+    });
+    lab.kubectl(["delete", "pod", node, "-n", "kubectl-vip", "--ignore-not-found", "--force"])?.ok()?;
+    lab.apply(&pod.to_string())?;
+    let create = "create token vip-node -n kubectl-vip --bound-object-kind Pod --bound-object-name";
+    let token = lab.kubectl(create.split(' ').chain([node]))?.ok()?;
+    let config = lab.kubectl(["config", "view", "--raw", "--minify", "-o", "json"])?.ok()?;
+    let mut config: Value = serde_json::from_str(&config.stdout)?;
+    // A certificate would go before the token.
+    let user = config["users"][0]["name"].clone();
+    config["users"] = json!([{"name": user, "user": {"token": token.text()}}]);
+    Ok(config)
 }
 
 /// Writes the agents' logs beside the others. For when something went wrong, so nothing here is an error.

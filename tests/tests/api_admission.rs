@@ -26,7 +26,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use lab::{
     Lab, Output,
     command::{self, LIMIT},
-    paths,
+    paths, product,
 };
 use serde_json::{Value, json};
 
@@ -98,27 +98,7 @@ impl Who {
 
     /// The agent on a node: the bearer of a token that is bound to a pod there.
     fn agent(lab: &Lab, node: &str) -> Result<Self> {
-        let pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": node, "namespace": "kubectl-vip" },
-            "spec": {
-                "nodeName": node,
-                "serviceAccountName": "vip-node",
-                "containers": [{ "name": "agent", "image": "none", "imagePullPolicy": "Never" }],
-            },
-        });
-        lab.kubectl(["delete", "pod", node, "-n", "kubectl-vip", "--ignore-not-found", "--force"])?.ok()?;
-        lab.apply(&pod.to_string())?;
-        let bound = ["--bound-object-kind", "Pod", "--bound-object-name", node];
-        let create = ["create", "token", "vip-node", "-n", "kubectl-vip"];
-        let token = lab.kubectl(create.iter().chain(&bound))?.ok()?;
-
-        let config = lab.kubectl(["config", "view", "--raw", "--minify", "-o", "json"])?.ok()?;
-        let mut config: Value = serde_json::from_str(&config.stdout)?;
-        // A certificate would go before the token.
-        let name = config["users"][0]["name"].clone();
-        config["users"] = json!([{ "name": name, "user": { "token": token.text() } }]);
+        let config = product::agent_kubeconfig(lab, node)?;
         Ok(Self::Bearer(file(&config)?))
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use lab::{Host, Lab, Server, command, paths};
+use lab::{Host, Lab, Server, command, paths, product};
 use serde_json::{Value, json};
 
 /// The processes of a node.
@@ -132,31 +132,11 @@ impl Drop for Node<'_> {
     }
 }
 
-/// A kubeconfig with the token that the agent's pod on a node would have.
+/// The credentials of a node's agent, and the node itself, which no kubelet registers.
 fn credentials(lab: &Lab, node: &str) -> Result<Value> {
-    let labels = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
-    lab.apply(&labels.to_string())?;
-    let pod = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": node, "namespace": "kubectl-vip"},
-        "spec": {
-            "nodeName": node,
-            "serviceAccountName": "vip-node",
-            // No kubelet says that the node lives.
-            "tolerations": [{"operator": "Exists"}],
-            "containers": [{"name": "agent", "image": "none", "imagePullPolicy": "Never"}],
-        },
-    });
-    lab.kubectl(["delete", "pod", node, "-n", "kubectl-vip", "--ignore-not-found", "--force"])?.ok()?;
-    lab.apply(&pod.to_string())?;
-    let words = "create token vip-node -n kubectl-vip --bound-object-kind Pod --bound-object-name";
-    let token = lab.kubectl(words.split(' ').chain([node]))?.ok()?;
-    let config = lab.kubectl(["config", "view", "--raw", "--minify", "-o", "json"])?.ok()?;
-    let mut config: Value = serde_json::from_str(&config.stdout)?;
-    // A certificate would go before the token.
-    let user = config["users"][0]["name"].clone();
-    config["users"] = json!([{"name": user, "user": {"token": token.text()}}]);
+    let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
+    lab.apply(&object.to_string())?;
+    let mut config = product::agent_kubeconfig(lab, node)?;
     config["clusters"][0]["cluster"]["server"] = json!("https://10.87.0.1:6443");
     Ok(config)
 }
