@@ -388,10 +388,32 @@ impl Socket {
     }
 }
 
+/// What the tests of the codecs feed to them.
+#[cfg(test)]
+pub(super) mod noise {
+    use proptest::prelude::*;
+
+    /// Bytes from nowhere, and valid messages with some bytes changed, cut off below a length.
+    pub(in super::super) fn nearly(valid: Vec<Vec<u8>>, below: usize) -> impl Strategy<Value = Vec<u8>> {
+        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+        let near = (0..valid.len(), changes, 0..below).prop_map(move |(which, changes, length)| {
+            let mut bytes = valid[which].clone();
+            for (index, value) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = value;
+            }
+            bytes.truncate(length);
+            bytes
+        });
+        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::noise::nearly;
     use super::*;
 
     #[test]
@@ -441,17 +463,8 @@ mod tests {
             let attributes = attributes.clone();
             Request { kind, flags: NLM_F_MULTI, head: [1, 1, 0, 0], attributes }.write(0, 5, &mut whole);
         }
-        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-        let near = (changes, 0..=whole.len()).prop_map(move |(changes, length)| {
-            let mut bytes = whole.clone();
-            for (index, value) in changes {
-                let index = index.index(bytes.len());
-                bytes[index] = value;
-            }
-            bytes.truncate(length);
-            bytes
-        });
-        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+        let length = whole.len() + 1;
+        nearly(vec![whole], length)
     }
 
     proptest! {

@@ -176,6 +176,7 @@ mod tests {
     use vip_core::api::Scheduler;
 
     use super::*;
+    use crate::dataplane::netlink::noise::nearly;
 
     fn key() -> ServiceKey {
         ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Tcp, port: 80 }
@@ -327,17 +328,7 @@ mod tests {
             let parts = Attributes::new().bytes(SERVICE, &service.unwrap()).bytes(DESTINATION, &to.unwrap());
             parts.as_bytes().to_vec()
         });
-        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-        let near = (any::<bool>(), changes, 0..300_usize).prop_map(move |(six, changes, length)| {
-            let mut bytes = whole[usize::from(six)].clone();
-            for (index, value) in changes {
-                let index = index.index(bytes.len());
-                bytes[index] = value;
-            }
-            bytes.truncate(length);
-            bytes
-        });
-        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+        nearly(whole.to_vec(), 300)
     }
 
     proptest! {

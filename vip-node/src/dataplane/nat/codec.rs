@@ -309,6 +309,7 @@ mod tests {
 
     use super::super::rules::sets;
     use super::*;
+    use crate::dataplane::netlink::noise::nearly;
 
     /// Bytes from nowhere, and rules and elements with some bytes changed or cut off.
     fn answer() -> impl Strategy<Value = Vec<u8>> {
@@ -317,17 +318,7 @@ mod tests {
         for address in [[10, 87, 2, 50].into(), std::net::IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 2, 0x50])] {
             whole.push(element(&Element::Vip(address), true).attributes.as_bytes().to_vec());
         }
-        let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-        let near = (0..whole.len(), changes, 0..200_usize).prop_map(move |(kind, changes, length)| {
-            let mut bytes = whole[kind].clone();
-            for (index, value) in changes {
-                let index = index.index(bytes.len());
-                bytes[index] = value;
-            }
-            bytes.truncate(length);
-            bytes
-        });
-        prop_oneof![prop::collection::vec(any::<u8>(), 0..200), near]
+        nearly(whole, 200)
     }
 
     proptest! {
