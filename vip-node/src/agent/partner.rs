@@ -45,15 +45,15 @@ impl Partner {
         Ok(Self { orders, beats, reports })
     }
 
-    /// States the elections to take part in from now on; whether that is news.
-    pub fn order(&self, order: Elect) -> bool {
+    /// States the elections to take part in from now on.
+    pub fn order(&self, order: Elect) {
         self.orders.send_if_modified(|last| {
             let news = last.as_ref() != Some(&order);
             if news {
                 *last = Some(order);
             }
             news
-        })
+        });
     }
 
     /// Tells vrrp that the agent's loop still turns.
