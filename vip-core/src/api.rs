@@ -213,6 +213,9 @@ pub enum Reason {
     ServiceNotFound,
     /// The Service has no ready endpoint.
     NoEndpoints,
+    /// The Service sends clients to pods of the owner only (`externalTrafficPolicy: Local`), and the node has none that is
+    /// ready.
+    NoLocalEndpoint,
     /// The Service has no ports, or is of a kind that no address can serve.
     ServiceNotSupported,
     /// Two Services of one address want the same port.

@@ -101,6 +101,16 @@ impl VipPlan {
         self.troubles.iter().any(|t| matches!(t.reason, Reason::ServiceNotFound | Reason::NoEndpoints))
     }
 
+    /// Whether this node may not own it for want of a backend of its own (`externalTrafficPolicy: Local`).
+    fn waits_for_backend(&self) -> bool {
+        self.candidate.as_ref().is_err_and(|trouble| trouble.reason == Reason::NoLocalEndpoint)
+    }
+
+    /// The virtual router that it belongs to, on whatever interface.
+    fn router(&self) -> Option<(Family, u8)> {
+        Some((Family::of(self.address?), self.vrid))
+    }
+
     /// Nothing is done for it, and it says why.
     fn refused(name: String, address: Option<IpAddr>, trouble: Trouble) -> Self {
         Self {
@@ -160,6 +170,9 @@ impl Desired {
         interval: Duration,
         can_serve: impl Fn(&VipPlan) -> bool,
     ) -> Vec<RouterConfig> {
+        // Where one must wait for a backend of its own node, those that move with it wait too.
+        let waiting: BTreeSet<(Family, u8)> =
+            self.vips.iter().filter(|vip| vip.waits_for_backend()).filter_map(VipPlan::router).collect();
         let mut routers: BTreeMap<RouterId, Vec<(IpAddr, &VipPlan)>> = BTreeMap::new();
         for vip in &self.vips {
             let (Some(address), Ok(interface)) = (vip.address, &vip.candidate) else { continue };
@@ -168,6 +181,7 @@ impl Desired {
         }
         routers
             .into_iter()
+            .filter(|(id, _)| !waiting.contains(&(id.family, id.vrid)))
             .filter(|(_, vips)| vips.iter().all(|(_, vip)| vip.bare || can_serve(vip)))
             .map(|(id, vips)| {
                 // They move together, so one wish holds for all: that of the first by name.
@@ -223,7 +237,7 @@ fn plan_vip(
         tables.guarded.insert(address);
     }
     for reference in &vip.services {
-        service::serve(vip, reference, objects, tables, &mut plan);
+        service::serve(vip, reference, objects, &node.name, tables, &mut plan);
     }
     plan
 }

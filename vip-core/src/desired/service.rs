@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use k8s_openapi::api::core::v1::ServiceSpec;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::{Objects, Trouble, VipPlan};
@@ -13,11 +14,53 @@ use crate::validate::CheckedVip;
 /// Seconds for which `sessionAffinity: ClientIP` holds when the Service names no time (Kubernetes' default).
 const AFFINITY_DEFAULT: u32 = 10_800;
 
+/// How an endpoint stands. What is better comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    /// It ends and answers no more: it keeps the connections that it has.
+    Ending,
+    /// It ends and still answers.
+    Serving,
+    /// It is ready.
+    Ready,
+}
+
+impl State {
+    /// `None` for what should not be in the kernel. Absent conditions mean ready, as Kubernetes has it.
+    fn of(endpoint: &Endpoint) -> Option<Self> {
+        let Some(conditions) = &endpoint.conditions else { return Some(Self::Ready) };
+        let ready = conditions.ready.unwrap_or(true);
+        match (ready, conditions.serving.unwrap_or(ready), conditions.terminating.unwrap_or(false)) {
+            (true, ..) => Some(Self::Ready),
+            (false, true, true) => Some(Self::Serving),
+            (false, false, true) => Some(Self::Ending),
+            (false, _, false) => None,
+        }
+    }
+}
+
+/// An endpoint of the address's family.
+struct Candidate<'a> {
+    slice: &'a EndpointSlice,
+    pod: IpAddr,
+    /// `None`: it should not be in the kernel.
+    state: Option<State>,
+    /// On this node.
+    local: bool,
+}
+
+impl Candidate<'_> {
+    fn answers(&self) -> bool {
+        self.state >= Some(State::Serving)
+    }
+}
+
 /// Adds one Service's ports and endpoints to the tables and to the plan.
 pub(super) fn serve(
     vip: &CheckedVip,
     reference: &ServiceRef,
     objects: &Objects,
+    node: &str,
     tables: &mut Tables,
     plan: &mut VipPlan,
 ) {
@@ -33,31 +76,45 @@ pub(super) fn serve(
         plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
         return;
     }
-    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-        client_ip
-            .and_then(|c| c.timeout_seconds)
-            .and_then(|s| u32::try_from(s).ok())
-            .unwrap_or(AFFINITY_DEFAULT)
-    });
-    let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity));
+    let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity(spec)));
     let slices = objects.slices.get(reference).map(Vec::as_slice).unwrap_or_default();
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
-    let endpoints = || {
-        let slices = slices.iter().filter(|slice| slice.address_type == family);
-        slices.flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)))
-    };
-
-    let (mut ready, mut total) = (BTreeSet::new(), BTreeSet::new());
-    for endpoint in endpoints().map(|(_, endpoint)| endpoint) {
-        total.extend(endpoint.addresses.first());
-        if weight(endpoint).is_some_and(|weight| weight > 0) {
-            ready.extend(endpoint.addresses.first());
+    let mut candidates: Vec<Candidate<'_>> = slices
+        .iter()
+        .filter(|slice| slice.address_type == family)
+        .flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)))
+        .filter_map(|(slice, endpoint)| {
+            let pod: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+            let local = endpoint.node_name.as_deref() == Some(node);
+            // A slice may say of itself what it likes: the kernel would refuse the mixture.
+            (pod.is_ipv4() == address.is_ipv4()).then(|| Candidate {
+                slice,
+                pod,
+                state: State::of(endpoint),
+                local,
+            })
+        })
+        .collect();
+    let anywhere = candidates.iter().any(Candidate::answers);
+    if spec.external_traffic_policy.as_deref() == Some("Local") {
+        if !candidates.iter().any(|candidate| candidate.local && candidate.state == Some(State::Ready)) {
+            let message = format!(
+                "service {reference} has externalTrafficPolicy Local and no ready endpoint on node {node}"
+            );
+            plan.candidate = Err(Trouble::new(Reason::NoLocalEndpoint, message));
+        }
+        // A node that has none does not own the address: its table serves its own processes, which any endpoint may answer.
+        if candidates.iter().any(|candidate| candidate.local && candidate.answers()) {
+            candidates.retain(|candidate| candidate.local);
         }
     }
-    plan.backends.ready += u32::try_from(ready.len()).unwrap_or(u32::MAX);
+
+    let total: BTreeSet<IpAddr> = candidates.iter().map(|candidate| candidate.pod).collect();
+    let pods = weights(candidates.iter().filter_map(|candidate| Some((candidate.pod, candidate.state?))));
+    let ready = pods.values().filter(|weight| **weight > 0).count();
+    plan.backends.ready += u32::try_from(ready).unwrap_or(u32::MAX);
     plan.backends.total += u32::try_from(total.len()).unwrap_or(u32::MAX);
-    if ready.is_empty() {
+    if !anywhere {
         plan.troubles
             .push(Trouble::new(Reason::NoEndpoints, format!("service {reference} has no ready endpoint")));
     }
@@ -84,16 +141,13 @@ pub(super) fn serve(
             plan.troubles.push(Trouble::new(Reason::PortClash, message));
             continue;
         }
-        let mut destinations = BTreeMap::new();
-        for (slice, endpoint) in endpoints() {
-            let Some(target) = target_port(slice, port.name.as_deref(), protocol) else { continue };
-            let Some(weight) = weight(endpoint) else { continue };
-            let Some(Ok(pod)) = endpoint.addresses.first().map(|a| a.parse::<IpAddr>()) else { continue };
-            if pod.is_ipv4() == address.is_ipv4() {
-                // The same endpoint may stand in two slices while one is being filled: the better word counts.
-                let entry = destinations.entry(SocketAddr::new(pod, target)).or_insert(weight);
-                *entry = weight.max(*entry);
-            }
+        let destinations = weights(candidates.iter().filter_map(|candidate| {
+            let target = target_port(candidate.slice, port.name.as_deref(), protocol)?;
+            Some((SocketAddr::new(candidate.pod, target), candidate.state?))
+        }));
+        if anywhere && !destinations.values().any(|weight| *weight > 0) {
+            let message = format!("no ready endpoint of service {reference} has port {number}/{protocol}");
+            plan.troubles.push(Trouble::new(Reason::NoEndpoints, message));
         }
         plan.keys.push(key);
         tables.ledger.insert(key);
@@ -101,19 +155,28 @@ pub(super) fn serve(
     }
 }
 
-/// The weight of an endpoint: 1 when ready, 0 while it ends but still serves (it keeps its connections), `None` when
-/// it should not be in the kernel.
-fn weight(endpoint: &Endpoint) -> Option<u32> {
-    let Some(conditions) = &endpoint.conditions else { return Some(1) };
-    match (
-        conditions.ready.unwrap_or(true),
-        conditions.serving.unwrap_or(true),
-        conditions.terminating.unwrap_or(false),
-    ) {
-        (true, _, _) => Some(1),
-        (false, true, true) => Some(0),
-        _ => None,
+/// Seconds for which a client stays with its backend, if the Service wants that.
+fn affinity(spec: &ServiceSpec) -> Option<u32> {
+    (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        client_ip
+            .and_then(|c| c.timeout_seconds)
+            .and_then(|s| u32::try_from(s).ok())
+            .unwrap_or(AFFINITY_DEFAULT)
+    })
+}
+
+/// What gets connections, with weight 1, and what keeps those it has, with weight 0. Endpoints that end and still answer
+/// get connections while no other does. One may stand in two slices while one of them is being filled: the better word
+/// counts.
+fn weights<T: Ord>(found: impl Iterator<Item = (T, State)>) -> BTreeMap<T, u32> {
+    let mut states: BTreeMap<T, State> = BTreeMap::new();
+    for (what, state) in found {
+        let entry = states.entry(what).or_insert(state);
+        *entry = state.max(*entry);
     }
+    let best = states.values().max().copied().unwrap_or(State::Ready).max(State::Serving);
+    states.into_iter().map(|(what, state)| (what, u32::from(state >= best))).collect()
 }
 
 /// The port of a slice's endpoints for a Service port: matched by name, as Kubernetes does.
@@ -129,4 +192,148 @@ fn target_port(slice: &EndpointSlice, name: Option<&str>, protocol: Protocol) ->
         })
         .and_then(|port| u16::try_from(port.port?).ok())
         .filter(|port| *port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::super::{Desired, Node, Objects};
+    use super::*;
+    use crate::api::Backends;
+
+    fn from<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    /// What node-1 makes of shop/web at 10.87.2.50: the virtual services as text, the backends and the troubles.
+    fn read(spec: Value, slices: &[Value]) -> (Vec<String>, Backends, Vec<Reason>, Desired) {
+        let at = ServiceRef { namespace: "shop".into(), name: "web".into() };
+        let objects = Objects {
+            vips: vec![from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP",
+                "metadata": {"name": "10.87.2.50"},
+                "spec": {"address": "10.87.2.50", "virtualRouter": 100, "services": [{"namespace": "shop", "name": "web"}]}}))],
+            pools: vec![from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool",
+                "metadata": {"name": "lab"},
+                "spec": {"addresses": ["10.87.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}}))],
+            services: [(at.clone(), from(json!({"spec": spec})))].into(),
+            slices: [(at, slices.iter().cloned().map(from).collect())].into(),
+            ..Objects::default()
+        };
+        let nets = vec!["10.87.0.11/16".parse().unwrap()];
+        let node = Node { name: "node-1".into(), interfaces: vec![("eth0".into(), nets)], ..Node::default() };
+        let desired = Desired::new(&objects, &node);
+        let services = desired.tables.services.iter();
+        let text = services
+            .map(|(key, service)| {
+                let to = service.destinations.iter().map(|(to, weight)| format!(" {to}={weight}"));
+                format!("{}/{}{}", key.port, key.protocol, to.collect::<String>())
+            })
+            .collect();
+        let plan = &desired.vips[0];
+        let troubles = plan.troubles.iter().map(|trouble| trouble.reason).collect();
+        (text, plan.backends, troubles, desired)
+    }
+
+    fn http() -> Value {
+        json!({"ports": [{"name": "http", "port": 80}]})
+    }
+
+    /// A slice with the port `http`: each endpoint as its last octet, its node and `r`eady, `s`erving, `t`erminating.
+    fn slice(port: u16, endpoints: &[(u8, &str, &str)]) -> Value {
+        let endpoints: Vec<Value> = endpoints
+            .iter()
+            .map(|(number, node, state)| {
+                json!({"addresses": [format!("10.244.1.{number}")], "nodeName": node, "conditions": {
+                    "ready": state.contains('r'), "serving": state.contains('s'), "terminating": state.contains('t')}})
+            })
+            .collect();
+        json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "http", "port": port}]})
+    }
+
+    #[test]
+    fn which_endpoints_get_connections() {
+        let of = |states: &[&str]| {
+            let endpoints: Vec<(u8, &str, &str)> =
+                (1..).zip(states).map(|(number, state)| (number, "node-1", *state)).collect();
+            let (text, backends, troubles, _) = read(http(), &[slice(8080, &endpoints)]);
+            (text.join(";"), (backends.ready, backends.total), troubles)
+        };
+        let none = vec![Reason::NoEndpoints];
+        for (states, text, backends, troubles) in [
+            (vec!["rs", "st"], "80/TCP 10.244.1.1:8080=1 10.244.1.2:8080=0", (1, 2), vec![]),
+            // Nothing else serves.
+            (vec!["st", "t"], "80/TCP 10.244.1.1:8080=1 10.244.1.2:8080=0", (1, 2), vec![]),
+            (vec!["t", "s"], "80/TCP 10.244.1.1:8080=0", (0, 2), none.clone()),
+            (vec!["", ""], "80/TCP", (0, 2), none.clone()),
+            (vec![], "80/TCP", (0, 0), none),
+            // publishNotReadyAddresses: ready is said of whatever there is.
+            (vec!["rt"], "80/TCP 10.244.1.1:8080=1", (1, 1), vec![]),
+        ] {
+            assert_eq!(of(&states), (text.to_owned(), backends, troubles), "{states:?}");
+        }
+    }
+
+    #[test]
+    fn a_named_port_may_differ_from_pod_to_pod() {
+        let slices = [slice(8080, &[(1, "node-1", "rs")]), slice(9090, &[(2, "node-2", "rs")])];
+        assert_eq!(read(http(), &slices).0, ["80/TCP 10.244.1.1:8080=1 10.244.1.2:9090=1"]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_left_out_and_the_rest_is_served() {
+        let mut odd = slice(8080, &[(1, "node-1", "rs"), (1, "node-1", "rs")]);
+        odd["endpoints"].as_array_mut().unwrap().push(json!({"addresses": ["fd00::1"]}));
+        odd["endpoints"].as_array_mut().unwrap().push(json!({"addresses": ["pod.example"]}));
+        // The same endpoint in a second slice, which knows it better.
+        let twice = [slice(8080, &[(1, "node-1", "st")]), odd];
+        let (text, backends, troubles, _) = read(http(), &twice);
+        assert_eq!((text, backends.total), (vec!["80/TCP 10.244.1.1:8080=1".to_owned()], 1));
+        assert_eq!(troubles, []);
+        let (text, _, troubles, _) = read(http(), &[slice(0, &[(1, "node-1", "rs")])]);
+        assert_eq!((text, troubles), (vec!["80/TCP".to_owned()], vec![Reason::NoEndpoints]), "port 0");
+        let two = json!({"ports": [{"name": "http", "port": 80}, {"name": "tls", "port": 443}]});
+        let (text, _, troubles, _) = read(two, &[slice(8080, &[(1, "node-1", "rs")])]);
+        assert_eq!((text.len(), troubles), (2, vec![Reason::NoEndpoints]), "a port that no pod has");
+    }
+
+    #[test]
+    fn local_traffic_stays_on_the_node_and_waits_for_its_pods() {
+        let local = json!({"ports": [{"name": "http", "port": 80}], "externalTrafficPolicy": "Local"});
+        let of = |endpoints: &[(u8, &str, &str)]| {
+            let (text, backends, _, desired) = read(local.clone(), &[slice(8080, endpoints)]);
+            let candidate = desired.vips[0].candidate.clone().map_err(|trouble| trouble.reason);
+            let node = Node { name: "node-1".into(), ..Node::default() };
+            let routers = desired.elections(&node, &[], std::time::Duration::from_secs(1), |_| true);
+            assert_eq!(candidate.is_ok(), !routers.is_empty());
+            (text.join(";"), (backends.ready, backends.total), candidate.err())
+        };
+        let one = "80/TCP 10.244.1.1:8080=1".to_owned();
+        assert_eq!(of(&[(1, "node-1", "rs"), (2, "node-2", "rs")]), (one.clone(), (1, 1), None));
+        // Its last pod ends: it hands the address over, and serves until that has happened.
+        let waits = Some(Reason::NoLocalEndpoint);
+        assert_eq!(of(&[(1, "node-1", "st"), (2, "node-2", "rs")]), (one.clone(), (1, 1), waits));
+        let other = "80/TCP 10.244.1.2:8080=1".to_owned();
+        assert_eq!(of(&[(1, "node-1", ""), (2, "node-2", "rs")]), (other, (1, 2), waits));
+    }
+
+    #[test]
+    fn an_address_that_waits_for_a_backend_holds_back_those_that_move_with_it() {
+        let local = json!({"ports": [{"name": "http", "port": 80}], "externalTrafficPolicy": "Local"});
+        let mut desired = read(local, &[slice(8080, &[(2, "node-2", "rs")])]).3;
+        let mut other = desired.vips[0].clone();
+        other.address = Some(IpAddr::from([10, 87, 2, 51]));
+        other.candidate = Ok("eth0".into());
+        desired.vips.push(other.clone());
+        let node = Node { name: "node-1".into(), ..Node::default() };
+        let enter = |desired: &Desired| {
+            desired.elections(&node, &[], std::time::Duration::from_secs(1), |_| true).len()
+        };
+        assert_eq!(enter(&desired), 0);
+        other.vrid = 101;
+        desired.vips[1] = other;
+        assert_eq!(enter(&desired), 1);
+    }
 }

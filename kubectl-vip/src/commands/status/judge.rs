@@ -183,7 +183,7 @@ impl<'a> Judge<'a> {
             "Rejected" => ("VIP204", said, "kubectl vip pool list".to_owned()),
             "AddressInUse" => ("VIP207", said, describe),
             "AddressClaimed" => ("VIP208", said, describe),
-            "NoCandidate" | "NoInterface" | "NodeExcluded" | "NodeDrained" => {
+            "NoCandidate" | "NoInterface" | "NodeExcluded" | "NodeDrained" | "NoLocalEndpoint" => {
                 ("VIP201", said, "kubectl vip node list -o wide".to_owned())
             }
             _ => ("VIP206", said, describe),
