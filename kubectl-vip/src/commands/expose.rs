@@ -55,7 +55,11 @@ pub async fn run(cluster: &Cluster, args: &ExposeArgs) -> Result<()> {
     let nodes = nodes?;
     let world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
     version::refuse_skew(nodes.as_deref().unwrap_or_default())?;
-    let applicant = Applicant { at: service::reference(&service), families: service::families(&service) };
+    let applicant = Applicant {
+        at: service::reference(&service),
+        families: service::families(&service),
+        alone: service::is_local(&service),
+    };
     let expose = Expose { cluster, args, applicant, persistence, nodes };
 
     let exposed: Vec<&VirtualIP> = world.of(&expose.applicant.at).collect();
@@ -212,7 +216,7 @@ impl Expose<'_> {
             VirtualIPSpec {
                 address: address.to_string(),
                 services: vec![self.applicant.at.clone()],
-                virtual_router: world.virtual_router(pool, address)?,
+                virtual_router: world.virtual_router(pool, address, &self.applicant)?,
                 scheduler: self.args.scheduler.unwrap_or_default(),
                 persistence_seconds: self.persistence,
                 preferred_node: None,

@@ -63,8 +63,8 @@ impl World {
     }
 
     /// The virtual router for a new virtual IP: none that others of the LAN have, and none of another pool while there
-    /// is a choice.
-    pub fn virtual_router(&self, pool: &CheckedPool, address: IpAddr) -> Result<u8> {
+    /// is a choice. One that must not move with others gets one that no other virtual IP has.
+    pub fn virtual_router(&self, pool: &CheckedPool, address: IpAddr, applicant: &Applicant) -> Result<u8> {
         let in_use: Vec<u8> = self
             .vips
             .iter()
@@ -78,8 +78,22 @@ impl World {
         let foreign = self.foreign_near(address);
         let theirs: BTreeSet<u8> = foreign.keys().copied().collect();
         let others = self.pools.iter().filter(|other| other.name != pool.name);
-        let both =
+        let both: BTreeSet<u8> =
             others.flat_map(|other| other.virtual_routers.iter()).chain(theirs.iter().copied()).collect();
+        if applicant.alone {
+            let used: BTreeSet<u8> = in_use.iter().copied().collect();
+            let free = choose(&(&both | &used)).or_else(|| choose(&(&theirs | &used)));
+            return free.ok_or_else(|| {
+                Failure::new(format!(
+                    "all virtual routers of pool {:?} ({}) are in use, and service {} needs one of its own: its \
+                     externalTrafficPolicy is Local, so its address follows its own pods",
+                    pool.name,
+                    range_text(pool.virtual_routers),
+                    applicant.at
+                ))
+                .hint(format!("give it more: kubectl vip pool set {} --virtual-routers FIRST-LAST", pool.name))
+            });
+        }
         choose(&both).or_else(|| choose(&theirs)).ok_or_else(|| {
             let heard: Vec<String> = pool
                 .virtual_routers
@@ -218,7 +232,7 @@ impl World {
             return Err(applicant.lacks(&format!("{address} is an {} address", word(family))));
         }
         let Some(pool) = pool_of(&self.pools, address) else {
-            let alike = Applicant { at: applicant.at.clone(), families: vec![family] };
+            let alike = Applicant { families: vec![family], ..applicant.clone() };
             let next = self.pools_for(&alike, None).ok();
             let next = next.and_then(|(family, pools)| self.free(family, &pools, &self.taken()));
             let next = next.map_or_else(String::new, |(_, address)| format!("; next free: {address}"));
@@ -238,6 +252,8 @@ pub struct Applicant {
     pub at: ServiceRef,
     /// The families over which its pods can be reached, the preferred one first.
     pub families: Vec<Family>,
+    /// Whether its address may not move with others (`externalTrafficPolicy: Local`).
+    pub alone: bool,
 }
 
 impl Applicant {
@@ -329,7 +345,7 @@ mod tests {
 
     fn applicant(namespace: &str, families: &[Family]) -> Applicant {
         let at = ServiceRef { namespace: namespace.to_owned(), name: "web".to_owned() };
-        Applicant { at, families: families.to_vec() }
+        Applicant { at, families: families.to_vec(), alone: false }
     }
 
     fn shop() -> Applicant {
@@ -355,7 +371,7 @@ mod tests {
         let taken = world.taken();
         let (pool, address) = world.free(family, &pools, &taken).unwrap();
         assert_eq!((pool.name.as_str(), address.to_string()), ("lab", "192.168.10.242".to_owned()));
-        assert_eq!(world.virtual_router(pool, address), Ok(109), "at its place in the pool");
+        assert_eq!(world.virtual_router(pool, address, &shop()), Ok(109), "at its place in the pool");
     }
 
     #[test]
@@ -385,7 +401,7 @@ mod tests {
             let pools = [("lab", "192.168.10.240/30", 50), ("edge", "10.9.0.0/30", other)]
                 .map(|(name, addresses, first)| draft(name, &[addresses.to_owned()], range(first)));
             let world = World::new(pools.into(), Vec::new(), nodes, now());
-            world.virtual_router(&world.pools[1], "192.168.10.241".parse().unwrap())
+            world.virtual_router(&world.pools[1], "192.168.10.241".parse().unwrap(), &shop())
         };
         let lately = "2026-01-01T00:00:05Z";
         assert_eq!(choose(60, &[]), Ok(50));
@@ -400,6 +416,25 @@ mod tests {
             "Error: all virtual routers of pool \"lab\" (50-51) belong to other routers of the LAN: \
              50 of 192.168.10.7, 51 of 192.168.10.7\n\
              hint: give it others: kubectl vip pool set lab --virtual-routers FIRST-LAST"
+        );
+    }
+
+    #[test]
+    fn an_address_that_follows_its_own_pods_moves_with_no_other() {
+        let alone = Applicant { alone: true, ..shop() };
+        let choose = |count, vips: Vec<VirtualIP>| {
+            let range = VirtualRouterRange { first: 100, count };
+            let pool = draft("lab", &["192.168.10.240/29".to_owned()], range);
+            let world = World::new(vec![pool], vips, &[], now());
+            world.virtual_router(&world.pools[0], "192.168.10.243".parse().unwrap(), &alone)
+        };
+        let other = || vec![vip("192.168.10.241", &["api"])];
+        assert_eq!(choose(2, other()), Ok(101));
+        assert_eq!(
+            sentence(choose(1, other())),
+            "Error: all virtual routers of pool \"lab\" (100) are in use, and service shop/web needs one of its own: its \
+             externalTrafficPolicy is Local, so its address follows its own pods\n\
+             hint: give it more: kubectl vip pool set lab --virtual-routers FIRST-LAST"
         );
     }
 

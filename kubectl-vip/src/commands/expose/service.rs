@@ -34,6 +34,12 @@ pub fn families(service: &Service) -> Vec<Family> {
     if known.is_empty() { vec![Family::V4, Family::V6] } else { known }
 }
 
+/// Whether only pods on the address's own node answer.
+pub fn is_local(service: &Service) -> bool {
+    let policy = service.spec.as_ref().and_then(|spec| spec.external_traffic_policy.as_deref());
+    policy == Some("Local")
+}
+
 /// The ports that a virtual IP opens for a Service.
 pub fn ports(service: &Service) -> BTreeSet<Port> {
     service
