@@ -186,23 +186,44 @@ pub fn field(lab: &Lab, vip: impl Into<IpAddr>, path: &str) -> Result<String> {
     Ok(lab.kubectl(["get", "virtualip", &name_of(vip.into()), "-o", &output])?.ok()?.text().to_owned())
 }
 
-/// The destinations and weights that a node's kernel has for a TCP port of an address.
-pub fn destinations(node: &Node<'_>, vip: impl Into<IpAddr>, port: u16) -> Result<BTreeMap<String, u32>> {
-    let table = node.exec("ipvsadm -Ln")?.ok()?.stdout;
-    let head = format!("TCP  {} ", SocketAddr::new(vip.into(), port));
-    let mut found = BTreeMap::new();
-    for line in table
-        .lines()
-        .skip_while(|line| !line.starts_with(&head))
-        .skip(1)
-        .take_while(|line| line.starts_with("  ->"))
-    {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let [_, destination, _, weight, ..] = words.as_slice() {
-            found.insert((*destination).to_owned(), weight.parse()?);
+/// What a node's kernel has for an address: by transport, port and settings, as `TCP :80 wlc`, the destinations and
+/// their weights.
+pub fn table(node: &Node<'_>, vip: impl Into<IpAddr>) -> Result<BTreeMap<String, BTreeMap<String, u32>>> {
+    let vip = vip.into();
+    let text = node.exec("ipvsadm -Ln")?.ok()?.stdout;
+    let mut found: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
+    let mut service = None;
+    for line in text.lines().skip_while(|line| !line.contains("RemoteAddress")).skip(1) {
+        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["->", destination, _, weight, ..] => {
+                if let Some(service) = &service {
+                    let weight = weight.parse()?;
+                    found
+                        .entry(String::clone(service))
+                        .or_default()
+                        .insert((*destination).to_owned(), weight);
+                }
+            }
+            [transport, at, settings @ ..] => {
+                // Not so for a service by firewall mark, which is none of ours.
+                let at = at.parse::<SocketAddr>().ok().filter(|at| at.ip() == vip);
+                service =
+                    at.map(|at| [&[*transport, &format!(":{}", at.port())], settings].concat().join(" "));
+                if let Some(service) = &service {
+                    found.entry(service.clone()).or_default();
+                }
+            }
+            _ => {}
         }
     }
     Ok(found)
+}
+
+/// The destinations and weights that a node's kernel has for a TCP port of an address.
+pub fn destinations(node: &Node<'_>, vip: impl Into<IpAddr>, port: u16) -> Result<BTreeMap<String, u32>> {
+    let head = format!("TCP :{port} ");
+    let found = table(node, vip)?.into_iter().find(|(service, _)| service.starts_with(&head));
+    Ok(found.map(|(_, destinations)| destinations).unwrap_or_default())
 }
 
 /// Waits until every node's kernel has that many destinations for a TCP port of an address: the owner's status does not

@@ -11,6 +11,8 @@ mod ipv6;
 mod lab_itself;
 #[path = "cluster/neighbours.rs"]
 mod neighbours;
+#[path = "cluster/services.rs"]
+mod services;
 #[path = "cluster/traffic.rs"]
 mod traffic;
 #[path = "cluster/uninstall.rs"]

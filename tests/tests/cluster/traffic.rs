@@ -31,8 +31,8 @@ fn ask_from_node(lab: &Lab, node: u8, vip: Ipv4Addr) -> Result<[BTreeSet<String>
     Ok([names(&tcp.stdout), names(&udp.stdout)])
 }
 
-/// The names in the answers that a pod gets: agnhost asks on behalf of who asks it.
-fn ask_from_pod(
+/// The names in the answers that a pod gets: agnhost, at `address:port`, asks on behalf of who asks it.
+pub(super) fn ask_from_pod(
     lab: &Lab,
     node: &str,
     pod: &str,
@@ -42,7 +42,7 @@ fn ask_from_pod(
 ) -> Result<BTreeSet<String>> {
     let number: u8 = node.trim_start_matches("node-").parse()?;
     let url =
-        format!("http://{pod}:8080/dial?host={vip}&port={port}&protocol={protocol}&request=hostname&tries=9");
+        format!("http://{pod}/dial?host={vip}&port={port}&protocol={protocol}&request=hostname&tries=9");
     let answer = lab.node(number).exec(&format!("curl -sS -m 40 '{url}'"))?.ok()?;
     let answer: Value = serde_json::from_str(&answer.stdout)?;
     ensure!(answer["errors"].is_null(), "a pod on {node} over {protocol}: {}", answer["errors"]);
@@ -71,7 +71,8 @@ fn every_kind_of_client_reaches_the_pods_of_all_nodes_over_tcp_and_udp() {
         }
         for pod in pods.values() {
             for (protocol, port) in [("http", 80), ("udp", 81)] {
-                let reached = ask_from_pod(lab, &pod.node, &pod.address, vip, protocol, port)?;
+                let reached =
+                    ask_from_pod(lab, &pod.node, &format!("{}:8080", pod.address), vip, protocol, port)?;
                 ensure!(
                     reached == all,
                     "{protocol} from a pod on {} reached {reached:?} of {all:?}",
