@@ -149,6 +149,7 @@ impl Tier {
                 Ok(count)
             }
             Self::Kernel => {
+                product::build_programs()?;
                 let program = kernel_program()?;
                 self.within(Parts::Machine, |lab| in_machine(lab, &program))
             }
@@ -233,9 +234,18 @@ fn kernel_program() -> Result<String> {
 fn in_machine(lab: &Lab, program: &str) -> Result<Count> {
     let there = lab.shared_dir().join("kernel-tests");
     fs::copy(program, &there).context("can't copy the tests into the machine")?;
+    let agent = "vip-node";
+    fs::copy(paths::target().join("debug").join(agent), lab.shared_dir().join(agent))
+        .context("can't copy the agent into the machine")?;
     let mut count = Count::default();
     let mut text = Vec::new();
-    let command = format!("{} --test-threads=2", there.display());
+    // From the machine's memory: the pages of a program in the shared folder are fetched one by one.
+    let folder = lab.shared_dir();
+    let command = format!(
+        "cp {} {} /run/ && /run/kernel-tests --test-threads=2",
+        there.display(),
+        folder.join(agent).display()
+    );
     let output = lab.vm().exec_for(&command, KERNEL, |_, bytes| {
         let _ = std::io::stdout().write_all(bytes);
         text.extend_from_slice(bytes);

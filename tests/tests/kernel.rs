@@ -5,12 +5,17 @@
 
 #[path = "kernel/ipv6.rs"]
 mod ipv6;
+#[path = "kernel/links.rs"]
+mod links;
 #[path = "kernel/traffic.rs"]
 mod traffic;
+#[allow(dead_code, reason = "the netns tier uses all of it")]
+#[path = "netns/vrrp.rs"]
+mod vrrp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lab::command::{LIMIT, Output, words};
@@ -18,6 +23,11 @@ use lab::netns::in_new_netns;
 use vip_core::api::{Reason, Scheduler};
 use vip_core::plan::{Change, Plan, Protocol, ServiceKey, Settings, Tables, VirtualService, plan};
 use vip_node::dataplane::{Dataplane, DataplaneError, Ipvs, Kernel};
+
+/// The agent's program, which is beside this one in the machine.
+fn program() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name("vip-node")
+}
 
 const SYSCTLS: &str = "/proc/sys/net";
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 87, 2, 50);

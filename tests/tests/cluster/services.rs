@@ -154,7 +154,7 @@ const ROWS: [Row; 13] = [
     },
     Row {
         name: "hosted",
-        spec: "selector: {app: host}, ports: [{port: 80, targetPort: http},
+        spec: "selector: {app: host}, ports: [{name: t, port: 80, targetPort: http},
                {name: u, port: 81, targetPort: udp, protocol: UDP}]",
         flags: &[],
         check: |scene, vip| {
@@ -358,14 +358,11 @@ fn every_kind_of_service_is_served() {
         scene.lab.apply(&slices(&scene)?)?;
         let mut failures = Vec::new();
         for row in &ROWS {
-            let outcome = scene
-                .service(row.name, row.spec)
-                .and_then(|()| scene.expose(row.name, row.flags))
-                .and_then(|vip| (row.check)(&scene, vip));
+            let exposed = scene.service(row.name, row.spec).and_then(|()| scene.expose(row.name, row.flags));
+            let outcome = exposed.and_then(|vip| (row.check)(&scene, vip).and(scene.remove(row.name)));
             if let Err(error) = outcome {
                 failures.push(format!("{}: {error:#}", row.name));
             }
-            scene.remove(row.name)?;
         }
         ensure!(failures.is_empty(), "{} of {} rows:\n{}", failures.len(), ROWS.len(), failures.join("\n"));
         Ok(())
@@ -413,8 +410,11 @@ fn what_changes_about_a_service_is_followed() {
         scene.answer(&format!("http://{vip}/hostname"), &["a", "b"])?;
 
         // A Service that wants the same port there.
-        scene.service("rival", "selector: {app: a}, ports: [{name: http, port: 80, targetPort: http},\
-             {name: more, port: 81, targetPort: http}]")?;
+        scene.service(
+            "rival",
+            "selector: {app: a}, ports: [{name: http, port: 80, targetPort: http},\
+             {name: more, port: 81, targetPort: http}]",
+        )?;
         lab.apply(&more(&format!("{changing}, {{namespace: {KINDS}, name: rival}}")))?;
         scene.condition(second, "Programmed", "False PortClash")?;
         scene.table(second, "TCP :80 wlc", &both)?;
