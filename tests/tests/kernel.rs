@@ -347,7 +347,7 @@ fn an_unknown_scheduler_is_named_and_harms_nobody_else() {
         let steps = plan(&wanted, &kernel.observe().unwrap()).changes;
         let failed = kernel.apply(&steps);
         assert_eq!(failed.len(), 2);
-        assert_eq!(failed[0].1.reason(), Reason::KernelRefused);
+        assert_eq!(failed[0].1.reason(), Reason::SchedulerUnavailable);
         let text = failed[0].1.to_string();
         assert!(text.contains("no scheduler `magic`"), "{text}");
         assert_eq!(kernel.observe().unwrap(), desired([(key(81), service([1]))]));

@@ -246,6 +246,8 @@ pub enum Reason {
     IPVSUnavailable,
     /// The kernel refused a change to IPVS or nftables.
     KernelRefused,
+    /// The kernel lacks the scheduler that the object names: the default one is used meanwhile.
+    SchedulerUnavailable,
     /// The process lacks a capability.
     NotPermitted,
     /// A sysctl could not be set.

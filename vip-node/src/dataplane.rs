@@ -70,6 +70,16 @@ pub enum DataplaneError {
         /// What the system said, or why it is not set.
         text: String,
     },
+    /// The kernel has no scheduler of that name, or must not be asked for it.
+    #[error(
+        "{text}: run `modprobe ip_vs_{scheduler}` on the node, and list it in /etc/modules-load.d, or choose another scheduler"
+    )]
+    SchedulerUnavailable {
+        /// Its name, as in `ipvsadm -s`.
+        scheduler: String,
+        /// What is in the way.
+        text: String,
+    },
     /// The kernel said no to one step.
     #[error("the kernel refused to {change}: {text}")]
     Refused {
@@ -93,6 +103,7 @@ impl DataplaneError {
             Self::IpvsUnavailable => Reason::IPVSUnavailable,
             Self::NotPermitted(_) => Reason::NotPermitted,
             Self::SysctlNotSet { .. } => Reason::SysctlNotSet,
+            Self::SchedulerUnavailable { .. } => Reason::SchedulerUnavailable,
             Self::NftablesUnavailable(_) | Self::Refused { .. } | Self::Skipped(_) | Self::Broken(..) => {
                 Reason::KernelRefused
             }

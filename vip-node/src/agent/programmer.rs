@@ -2,6 +2,7 @@
 //!
 //! Netlink calls block, so they have a thread of their own and never delay what the agent says to vrrp.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -9,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
+use vip_core::api::Scheduler;
 use vip_core::desired::Trouble;
 use vip_core::plan::{ServiceKey, Tables, plan};
 
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, DataplaneError};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start.
 const SENTINEL: Duration = Duration::from_millis(200);
@@ -32,6 +34,8 @@ pub struct Programmed {
     pub conflicts: Arc<BTreeSet<ServiceKey>>,
     /// Virtual services that the kernel refused, and why.
     pub refused: Arc<BTreeMap<ServiceKey, Trouble>>,
+    /// Virtual services that are served by the default scheduler because the kernel lacks theirs.
+    pub substituted: Arc<BTreeMap<ServiceKey, Trouble>>,
     /// What keeps this node from being programmed at all.
     pub trouble: Option<Trouble>,
 }
@@ -65,16 +69,7 @@ impl Programmer {
         let (commands, inbox) = channel();
         let (publish, state) = watch::channel(Programmed::default());
         let thread = std::thread::Builder::new().name("programmer".into()).spawn(move || {
-            Worker {
-                dataplane,
-                publish,
-                desired: None,
-                mirror: None,
-                retry: RETRY.0,
-                reported: None,
-                failures: 0,
-            }
-            .run(&inbox);
+            Worker::new(dataplane, publish).run(&inbox);
         })?;
         Ok(Self { commands, state, thread })
     }
@@ -108,9 +103,30 @@ struct Worker<D> {
     reported: Option<String>,
     /// Looks at the kernel that failed in a row.
     failures: u32,
+    /// Schedulers that the kernel lacks, and what it said; asked for again at the next audit.
+    lacking: BTreeMap<String, Trouble>,
 }
 
 impl<D: Dataplane> Worker<D> {
+    fn new(dataplane: D, publish: watch::Sender<Programmed>) -> Self {
+        Self {
+            dataplane,
+            publish,
+            desired: None,
+            mirror: None,
+            retry: RETRY.0,
+            reported: None,
+            failures: 0,
+            lacking: BTreeMap::new(),
+        }
+    }
+
+    /// From here on nothing is taken for granted.
+    fn audit(&mut self) {
+        self.mirror = None;
+        self.lacking.clear();
+    }
+
     fn run(mut self, inbox: &Receiver<Command>) {
         let mut audit = Instant::now() + AUDIT;
         let mut again: Option<Instant> = None;
@@ -144,7 +160,7 @@ impl<D: Dataplane> Worker<D> {
             }
             if Instant::now() >= audit {
                 audit = Instant::now() + AUDIT;
-                self.mirror = None;
+                self.audit();
                 work = true;
             } else if !work && again.is_none() && self.is_lost() {
                 info!("entries of ours are gone from the kernel, putting them back");
@@ -175,8 +191,26 @@ impl<D: Dataplane> Worker<D> {
     /// Brings the kernel to what is desired; whether nothing is left to retry. Publishes only what holds afterwards,
     /// so that a repair in between does not look like a loss.
     fn attempt(&mut self) -> bool {
-        let Some((generation, desired)) = &self.desired else { return true };
-        let mut state = Programmed { generation: Some(*generation), ..Programmed::default() };
+        loop {
+            let known = self.lacking.len();
+            let outcome = self.approach();
+            // A scheduler that has turned out to be missing is replaced at once.
+            if self.lacking.len() == known {
+                return outcome.is_some_and(|state| self.conclude(state));
+            }
+        }
+    }
+
+    /// Takes the steps to what is desired, as far as the kernel has the schedulers, and tells what holds then. `None`: a
+    /// single failure that nobody needs to hear of.
+    fn approach(&mut self) -> Option<Programmed> {
+        let (generation, desired) = self.desired.as_ref()?;
+        let (desired, substituted) = substitute(desired, &self.lacking);
+        let mut state = Programmed {
+            generation: Some(*generation),
+            substituted: Arc::new(substituted),
+            ..Programmed::default()
+        };
         let observed = match self.mirror.take().map_or_else(|| self.dataplane.observe(), Ok) {
             Ok(observed) => observed,
             Err(error) => {
@@ -184,22 +218,29 @@ impl<D: Dataplane> Worker<D> {
                 self.failures += 1;
                 let last = self.publish.borrow();
                 if self.failures == 1 && last.generation.is_some() && last.trouble.is_none() {
-                    return false;
+                    return None;
                 }
-                drop(last);
                 state.trouble = Some(Trouble::new(error.reason(), error.to_string()));
-                return self.conclude(state);
+                return Some(state);
             }
         };
         self.failures = 0;
-        let plan = plan(desired, &observed);
+        let plan = plan(&desired, &observed);
+        if self.publish.borrow().generation.is_none() {
+            let (found, steps) = (observed.ledger.len(), plan.changes.len());
+            info!(found, steps, "services of ours found in the kernel, steps to what they should be");
+        }
         let failures = self.dataplane.apply(&plan.changes);
         let mut mirror = observed;
         let mut refused = BTreeMap::new();
-        let failed: BTreeMap<usize, Trouble> = failures
-            .into_iter()
-            .map(|(index, error)| (index, Trouble::new(error.reason(), error.to_string())))
-            .collect();
+        let mut failed: BTreeMap<usize, Trouble> = BTreeMap::new();
+        for (index, error) in failures {
+            let trouble = Trouble::new(error.reason(), error.to_string());
+            if let DataplaneError::SchedulerUnavailable { scheduler, .. } = error {
+                self.lacking.insert(scheduler, trouble.clone());
+            }
+            failed.insert(index, trouble);
+        }
         for (index, change) in plan.changes.iter().enumerate() {
             match (failed.get(&index), change.key()) {
                 (None, _) => mirror.apply(change),
@@ -222,7 +263,7 @@ impl<D: Dataplane> Worker<D> {
         state.refused = Arc::new(refused);
         // After a refusal the mirror may be wrong in more than that one entry.
         self.mirror = failed.is_empty().then_some(mirror);
-        self.conclude(state)
+        Some(state)
     }
 
     fn conclude(&mut self, state: Programmed) -> bool {
@@ -244,11 +285,36 @@ impl<D: Dataplane> Worker<D> {
     }
 }
 
+/// What is desired with the default scheduler in place of those that the kernel lacks, and which services that concerns.
+fn substitute<'a>(
+    desired: &'a Tables,
+    lacking: &BTreeMap<String, Trouble>,
+) -> (Cow<'a, Tables>, BTreeMap<ServiceKey, Trouble>) {
+    let default = Scheduler::default().as_str();
+    let mut substituted = BTreeMap::new();
+    for (key, service) in &desired.services {
+        if let Some(trouble) = lacking.get(&service.settings.scheduler) {
+            let message = format!("{}; until then {default} is used", trouble.message);
+            substituted.insert(*key, Trouble::new(trouble.reason, message));
+        }
+    }
+    if substituted.is_empty() {
+        return (Cow::Borrowed(desired), substituted);
+    }
+    let mut tables = desired.clone();
+    for key in substituted.keys() {
+        if let Some(service) = tables.services.get_mut(key) {
+            default.clone_into(&mut service.settings.scheduler);
+        }
+    }
+    (Cow::Owned(tables), substituted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{DataplaneError, Recorder};
-    use vip_core::api::{Reason, Scheduler};
+    use crate::dataplane::Recorder;
+    use vip_core::api::Reason;
     use vip_core::plan::{Change, Protocol, Settings, VirtualService};
 
     fn key(port: u16) -> ServiceKey {
@@ -284,6 +350,12 @@ mod tests {
             assert!(Instant::now() < deadline, "not in time");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn worker(kernel: &Recorder, desired: Tables) -> Worker<Recorder> {
+        let mut worker = Worker::new(kernel.clone(), watch::channel(Programmed::default()).0);
+        worker.desired = Some((1, desired));
+        worker
     }
 
     #[test]
@@ -350,15 +422,7 @@ mod tests {
     #[test]
     fn one_failed_look_is_not_a_trouble_yet() {
         let kernel = Recorder::default();
-        let mut worker = Worker {
-            dataplane: kernel.clone(),
-            publish: watch::channel(Programmed::default()).0,
-            desired: Some((1, tables(1))),
-            mirror: None,
-            retry: RETRY.0,
-            reported: None,
-            failures: 0,
-        };
+        let mut worker = worker(&kernel, tables(1));
         assert!(worker.attempt());
         worker.mirror = None;
         kernel.fail(Some(DataplaneError::IpvsUnavailable));
@@ -381,5 +445,27 @@ mod tests {
         assert!(state.serves(&[key(80)]) && !state.serves(&[key(81)]));
         kernel.refuse(key(81), false);
         wait(&programmer, |s| s.serves(&[key(81)]));
+    }
+
+    #[test]
+    fn a_missing_scheduler_is_replaced_until_it_is_there() {
+        let kernel = Recorder::default();
+        kernel.lack(Some("mh"));
+        let mut wanted = tables(2);
+        wanted.services.get_mut(&key(80)).unwrap().settings.scheduler = "mh".to_owned();
+        let mut worker = worker(&kernel, wanted.clone());
+        assert!(worker.attempt());
+        assert_eq!(kernel.tables(), tables(2));
+        let state = worker.publish.borrow().clone();
+        assert!(state.serves(&[key(80)]) && state.refused.is_empty());
+        let trouble = &state.substituted[&key(80)];
+        assert_eq!(trouble.reason, Reason::SchedulerUnavailable);
+        assert!(trouble.message.ends_with("; until then wlc is used"), "{}", trouble.message);
+        kernel.lack(None);
+        kernel.forget();
+        worker.audit();
+        assert!(worker.attempt());
+        assert_eq!((kernel.tables(), kernel.forget().len()), (wanted, 1));
+        assert!(worker.publish.borrow().substituted.is_empty());
     }
 }

@@ -192,6 +192,9 @@ fn programming(plan: &VipPlan, programmed: &Programmed) -> Verdict {
     if let Some(trouble) = plan.troubles.first() {
         return no(trouble.reason, &trouble.message);
     }
+    if let Some(trouble) = plan.keys.iter().find_map(|key| programmed.substituted.get(key)) {
+        return no(trouble.reason, &trouble.message);
+    }
     if plan.bare {
         let message = "a bare address: all ports of its node answer".to_owned();
         return Verdict { holds: true, reason: Reason::NoServices, message };

@@ -183,10 +183,10 @@ impl Link {
             };
             if dangerous.contains(&scheduler) {
                 let text = format!(
-                    "the module of its scheduler is not loaded, and loading it on use can hang the node's network: \
-                     run `modprobe ip_vs_{scheduler}` on the node, and list it in /etc/modules-load.d"
+                    "the scheduler `{scheduler}` is not loaded, and loading it on use can hang the node's network"
                 );
-                failures.push((index, DataplaneError::Refused { change: change.clone(), text }));
+                let scheduler = scheduler.to_owned();
+                failures.push((index, DataplaneError::SchedulerUnavailable { scheduler, text }));
                 unmade.extend(change.key().filter(|_| matches!(change, Change::AddService(..))));
             } else {
                 steps.push((index, change));
@@ -248,6 +248,11 @@ impl Link {
                     None => Ok(()),
                 };
             }
+            (Change::AddService(_, settings) | Change::SetService(_, settings), Errno::ENOENT) => {
+                let scheduler = settings.scheduler.clone();
+                let text = format!("the kernel has no scheduler `{scheduler}`");
+                return Err(DataplaneError::SchedulerUnavailable { scheduler, text });
+            }
             (_, Errno::EPERM) => return Err(DataplaneError::NotPermitted("IPVS")),
             _ => {}
         }
@@ -262,12 +267,6 @@ impl Link {
 /// The kernel's error for a step, in words. The numbers mean other things here than their names say.
 fn meaning(change: &Change, errno: Errno) -> String {
     match (change, errno) {
-        (Change::AddService(_, settings) | Change::SetService(_, settings), Errno::ENOENT) => {
-            let name = &settings.scheduler;
-            format!(
-                "it has no scheduler `{name}`: run `modprobe ip_vs_{name}` on the node, or choose another one"
-            )
-        }
         (Change::AddService(..), Errno::EEXIST) => {
             "another program has made a service at the same address and port".to_owned()
         }
@@ -313,8 +312,7 @@ mod tests {
     #[test]
     fn errors_are_put_in_words() {
         let key = ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Tcp, port: 80 };
-        let add = Change::AddService(key, Settings { scheduler: "magic".to_owned(), persistence: None });
-        assert!(meaning(&add, Errno::ENOENT).contains("no scheduler `magic`"));
+        let add = Change::AddService(key, Settings::default());
         assert!(meaning(&add, Errno::EEXIST).contains("another program"));
         assert!(meaning(&add, Errno::EAFNOSUPPORT).contains("the node has no IPv6"));
         assert_eq!(meaning(&Change::DeleteService(key), Errno::EINVAL), "Invalid argument (EINVAL)");

@@ -16,6 +16,7 @@ struct State {
     tables: Tables,
     applied: Vec<Change>,
     refused: BTreeSet<ServiceKey>,
+    lacking: Option<String>,
     broken: Option<DataplaneError>,
 }
 
@@ -55,6 +56,11 @@ impl Recorder {
         };
     }
 
+    /// Has no scheduler of that name from now on, or all of them.
+    pub fn lack(&self, scheduler: Option<&str>) {
+        self.state().lacking = scheduler.map(str::to_owned);
+    }
+
     /// Fails every call with an error from now on, or no longer.
     pub fn fail(&self, error: Option<DataplaneError>) {
         self.state().broken = error;
@@ -77,6 +83,12 @@ impl State {
                 change: change.clone(),
                 text: "as the test wants".to_owned(),
             });
+        }
+        if let Change::AddService(_, settings) | Change::SetService(_, settings) = change
+            && self.lacking.as_ref() == Some(&settings.scheduler)
+        {
+            let (scheduler, text) = (settings.scheduler.clone(), "as the test wants".to_owned());
+            return Err(DataplaneError::SchedulerUnavailable { scheduler, text });
         }
         self.tables.apply(change);
         self.applied.push(change.clone());
