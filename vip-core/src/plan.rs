@@ -211,6 +211,29 @@ pub struct Plan {
     pub conflicts: Vec<ServiceKey>,
 }
 
+impl Plan {
+    /// The same steps, those first that make or change services of these addresses. What the steps of one service are, and
+    /// their order, stays.
+    pub fn first(mut self, addresses: &BTreeSet<IpAddr>) -> Self {
+        let fills = |change: &Change| {
+            matches!(
+                change,
+                Change::AddService(..)
+                    | Change::SetService(..)
+                    | Change::AddDestination(..)
+                    | Change::SetDestination(..)
+                    | Change::DeleteDestination(..)
+            )
+        };
+        for run in self.changes.chunk_by_mut(|a, b| fills(a) == fills(b)) {
+            if run.first().is_some_and(fills) {
+                run.sort_by_key(|change| !change.key().is_some_and(|key| addresses.contains(&key.address)));
+            }
+        }
+        self
+    }
+}
+
 /// The fewest steps from `observed` to `desired`.
 ///
 /// The order keeps three promises whenever the steps stop half-way: whatever is in the kernel and ours is in the
@@ -337,8 +360,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn leads_to_what_is_desired_and_leaves_others_alone(desired in desired(), observed in observed()) {
-            let plan = plan(&desired, &observed);
+        fn leads_to_what_is_desired_and_leaves_others_alone(
+            desired in desired(), observed in observed(), owned in addresses(),
+        ) {
+            let plan = plan(&desired, &observed).first(&owned);
             let others: BTreeMap<_, _> =
                 observed.services.iter().filter(|(key, _)| foreign(&observed, key)).map(|(k, v)| (*k, v.clone())).collect();
 

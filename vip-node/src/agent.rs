@@ -20,6 +20,8 @@ mod speech;
 mod view;
 mod writer;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -79,6 +81,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         memory: Some(memory),
         view: None,
         desired: Desired::default(),
+        bound: BTreeSet::new(),
         generation: 0,
         lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
         node: Node { name: args.node.clone(), ..Node::default() },
@@ -110,6 +113,8 @@ struct Agent {
     /// The cluster as it was at the last turn.
     view: Option<View>,
     desired: Desired,
+    /// The addresses that are bound here, as the programmer was told.
+    bound: BTreeSet<IpAddr>,
     /// Counts the tables given to the programmer; 0: none yet.
     generation: u64,
     /// The other agents, and how to speak with them.
@@ -146,6 +151,11 @@ impl Agent {
         if let Some(report) = report {
             self.node.interfaces =
                 report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
+            let bound: BTreeSet<IpAddr> = report.routers.iter().flat_map(|r| &r.bound).copied().collect();
+            if bound != self.bound {
+                self.programmer.own(bound.clone());
+                self.bound = bound;
+            }
         }
         self.lan.peers.clone_from(&view.peers);
         self.node.drained = view.drained;

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use vip_core::plan::{ServiceKey, Tables, plan};
 
 use crate::dataplane::{Dataplane, DataplaneError};
 
-/// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start.
-const SENTINEL: Duration = Duration::from_millis(200);
+/// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
+/// small messages to the kernel each time.
+const SENTINEL: Duration = Duration::from_millis(50);
 /// How often everything is compared, for what the sentinel cannot see.
 const AUDIT: Duration = Duration::from_secs(10);
 /// First and longest pause after a failure.
@@ -49,6 +51,8 @@ impl Programmed {
 
 enum Command {
     Desire(u64, Tables),
+    /// These addresses are bound here.
+    Own(BTreeSet<IpAddr>),
     /// Remove all that is ours, then end.
     Clear,
 }
@@ -80,6 +84,11 @@ impl Programmer {
         let _ = self.commands.send(Command::Desire(generation, tables));
     }
 
+    /// States which addresses are bound here: what they need comes first.
+    pub fn own(&self, addresses: BTreeSet<IpAddr>) {
+        let _ = self.commands.send(Command::Own(addresses));
+    }
+
     /// What the kernel holds; changes wake the receiver.
     pub fn state(&self) -> watch::Receiver<Programmed> {
         self.state.clone()
@@ -96,6 +105,8 @@ struct Worker<D> {
     dataplane: D,
     publish: watch::Sender<Programmed>,
     desired: Option<(u64, Tables)>,
+    /// The addresses that are bound here.
+    owned: BTreeSet<IpAddr>,
     /// The kernel as we left it; `None` when it has to be read.
     mirror: Option<Tables>,
     retry: Duration,
@@ -113,6 +124,7 @@ impl<D: Dataplane> Worker<D> {
             dataplane,
             publish,
             desired: None,
+            owned: BTreeSet::new(),
             mirror: None,
             retry: RETRY.0,
             reported: None,
@@ -131,32 +143,27 @@ impl<D: Dataplane> Worker<D> {
         let mut audit = Instant::now() + AUDIT;
         let mut again: Option<Instant> = None;
         loop {
-            let command = match inbox.recv_timeout(SENTINEL) {
+            let first = match inbox.recv_timeout(SENTINEL) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            // Only the newest word counts.
-            let mut newest = command;
-            while !matches!(newest, Some(Command::Clear)) {
-                match inbox.try_recv() {
-                    Ok(command) => newest = Some(command),
-                    Err(_) => break,
-                }
-            }
             let mut work = again.is_some_and(|at| Instant::now() >= at);
-            match newest {
-                Some(Command::Desire(generation, tables)) => {
-                    self.desired = Some((generation, tables));
-                    work = true;
-                }
-                Some(Command::Clear) => {
-                    if let Err(error) = self.dataplane.remove_everything() {
-                        warn!(%error, "not everything of ours could be removed from the kernel");
+            // Of several words only the newest counts.
+            for command in first.into_iter().chain(inbox.try_iter()) {
+                match command {
+                    Command::Desire(generation, tables) => {
+                        self.desired = Some((generation, tables));
+                        work = true;
                     }
-                    return;
+                    Command::Own(addresses) => self.owned = addresses,
+                    Command::Clear => {
+                        if let Err(error) = self.dataplane.remove_everything() {
+                            warn!(%error, "not everything of ours could be removed from the kernel");
+                        }
+                        return;
+                    }
                 }
-                None => {}
             }
             if Instant::now() >= audit {
                 audit = Instant::now() + AUDIT;
@@ -225,7 +232,7 @@ impl<D: Dataplane> Worker<D> {
             }
         };
         self.failures = 0;
-        let plan = plan(&desired, &observed);
+        let plan = plan(&desired, &observed).first(&self.owned);
         if self.publish.borrow().generation.is_none() {
             let (found, steps) = (observed.ledger.len(), plan.changes.len());
             info!(found, steps, "services of ours found in the kernel, steps to what they should be");
@@ -391,6 +398,25 @@ mod tests {
         kernel.meddle(|tables| tables.services.clear());
         until(|| kernel.tables() == tables(3));
         assert!(states.borrow_and_update().serves(&[key(80)]));
+    }
+
+    #[test]
+    fn what_is_bound_here_is_put_back_first() {
+        let kernel = Recorder::default();
+        let mut wanted = tables(1);
+        let mine = ServiceKey { address: [10, 87, 2, 99].into(), ..key(80) };
+        wanted.ledger.insert(mine);
+        wanted.services.insert(mine, wanted.services[&key(80)].clone());
+        let mut worker = worker(&kernel, wanted);
+        worker.owned.insert(mine.address);
+        assert!(worker.attempt());
+        kernel.meddle(|tables| tables.services.clear());
+        kernel.forget();
+        worker.audit();
+        assert!(worker.attempt());
+        let order: Vec<ServiceKey> =
+            kernel.forget().iter().filter_map(|change| change.key().copied()).collect();
+        assert_eq!(order, [mine, mine, key(80), key(80)]);
     }
 
     #[test]
