@@ -50,7 +50,7 @@ fn desired(services: impl IntoIterator<Item = (ServiceKey, VirtualService)>) -> 
     let services: BTreeMap<_, _> = services.into_iter().collect();
     let ledger: BTreeSet<_> = services.keys().copied().collect();
     let guarded = ledger.iter().map(|key| key.address).collect();
-    Tables { services, ledger, guarded }
+    Tables { services, ledger, guarded, ..Tables::default() }
 }
 
 fn kernel() -> Kernel {

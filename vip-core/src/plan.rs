@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use crate::api::Scheduler;
 
 /// A transport that IPVS balances here.
@@ -15,14 +17,25 @@ pub enum Protocol {
     Tcp,
     /// UDP, protocol 17.
     Udp,
+    /// SCTP, protocol 132.
+    Sctp,
 }
 
 impl Protocol {
+    /// Every transport that there is.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// The transport with a protocol number.
+    pub fn of(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.number() == number)
+    }
+
     /// The protocol number of the IP header.
     pub fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -32,6 +45,7 @@ impl std::fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -92,13 +106,25 @@ pub struct Tables {
     pub ledger: BTreeSet<ServiceKey>,
     /// Addresses whose client traffic is masqueraded and whose other ports are shut.
     pub guarded: BTreeSet<IpAddr>,
+    /// The virtual services whose clients are not masqueraded, so that the pods see their addresses; with the networks whose
+    /// clients are masqueraded all the same, because a pod's answer to them would not come by this node. The networks of a
+    /// service do not overlap.
+    pub direct: BTreeMap<ServiceKey, BTreeSet<IpNet>>,
+    /// The virtual services that only some may connect to, with the networks of these clients, which do not overlap. None:
+    /// nobody may. A service that is not here is open to all.
+    pub sources: BTreeMap<ServiceKey, BTreeSet<IpNet>>,
 }
 
-/// One step: one message to the kernel (a new or changed set element, service or destination).
+/// One step: one message to the kernel (a new or changed set element, service or destination), or a few that take effect as
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Masquerade traffic to this address and shut its ports.
     Guard(IpAddr),
+    /// Let only clients of these networks connect to a service; all that were allowed before no longer count.
+    Restrict(ServiceKey, BTreeSet<IpNet>),
+    /// Masquerade only those clients of a service that are in these networks.
+    Direct(ServiceKey, BTreeSet<IpNet>),
     /// Write a service down as ours and open its port.
     Open(ServiceKey),
     /// Create a virtual service without destinations.
@@ -115,6 +141,10 @@ pub enum Change {
     DeleteService(ServiceKey),
     /// Shut the port and strike the service from the ledger.
     Close(ServiceKey),
+    /// Masquerade all clients of a service.
+    Indirect(ServiceKey),
+    /// Let everybody connect to a service.
+    Unrestrict(ServiceKey),
     /// Leave the address alone.
     Unguard(IpAddr),
 }
@@ -124,14 +154,18 @@ impl Change {
     pub fn key(&self) -> Option<&ServiceKey> {
         match self {
             Self::Guard(_) | Self::Unguard(_) => None,
-            Self::Open(key)
+            Self::Restrict(key, _)
+            | Self::Direct(key, _)
+            | Self::Open(key)
             | Self::AddService(key, _)
             | Self::SetService(key, _)
             | Self::AddDestination(key, ..)
             | Self::SetDestination(key, ..)
             | Self::DeleteDestination(key, _)
             | Self::DeleteService(key)
-            | Self::Close(key) => Some(key),
+            | Self::Close(key)
+            | Self::Indirect(key)
+            | Self::Unrestrict(key) => Some(key),
         }
     }
 }
@@ -140,6 +174,8 @@ impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Guard(address) => write!(f, "guard {address}"),
+            Self::Restrict(key, ranges) => write!(f, "restrict {key} to {}", list(ranges)),
+            Self::Direct(key, ranges) => write!(f, "masquerade clients of {key} only in {}", list(ranges)),
             Self::Open(key) => write!(f, "open {key}"),
             Self::AddService(key, settings) => write!(f, "add service {key} {}", settings.scheduler),
             Self::SetService(key, settings) => write!(f, "set service {key} {}", settings.scheduler),
@@ -148,8 +184,18 @@ impl std::fmt::Display for Change {
             Self::DeleteDestination(key, to) => write!(f, "delete {to} from {key}"),
             Self::DeleteService(key) => write!(f, "delete service {key}"),
             Self::Close(key) => write!(f, "close {key}"),
+            Self::Indirect(key) => write!(f, "masquerade all clients of {key}"),
+            Self::Unrestrict(key) => write!(f, "restrict {key} no longer"),
             Self::Unguard(address) => write!(f, "unguard {address}"),
         }
+    }
+}
+
+/// Networks in words.
+fn list(ranges: &BTreeSet<IpNet>) -> String {
+    match ranges.is_empty() {
+        true => "nothing".to_owned(),
+        false => ranges.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -163,6 +209,18 @@ impl Tables {
             }
             Change::Unguard(address) => {
                 self.guarded.remove(address);
+            }
+            Change::Restrict(key, ranges) => {
+                self.sources.insert(*key, ranges.clone());
+            }
+            Change::Unrestrict(key) => {
+                self.sources.remove(key);
+            }
+            Change::Direct(key, ranges) => {
+                self.direct.insert(*key, ranges.clone());
+            }
+            Change::Indirect(key) => {
+                self.direct.remove(key);
             }
             Change::Open(key) => {
                 self.ledger.insert(*key);
@@ -236,9 +294,12 @@ impl Plan {
 
 /// The fewest steps from `observed` to `desired`.
 ///
-/// The order keeps three promises whenever the steps stop half-way: whatever is in the kernel and ours is in the
-/// ledger (opened before the service is added, closed after it is gone); an address that has a service is guarded; and a
-/// service that takes connections before and after takes them in between (new destinations before old ones go).
+/// The order keeps these promises whenever the steps stop half-way: whatever is in the kernel and ours is in the ledger
+/// (opened before the service is added, closed after it is gone); an address that has a service is guarded; a service that
+/// takes connections before and after takes them in between (new destinations before old ones go); a service that not all
+/// may use is restricted before it is opened, until it is closed; and its clients are masqueraded as desired from its first
+/// one on. The pods of a service that is to become direct are put in place first, those of one that no longer is follow:
+/// answers of the others would not come back.
 pub fn plan(desired: &Tables, observed: &Tables) -> Plan {
     let conflicts: Vec<ServiceKey> =
         desired.services.keys().filter(|key| foreign(observed, key)).copied().collect();
@@ -247,8 +308,22 @@ pub fn plan(desired: &Tables, observed: &Tables) -> Plan {
 
     let mut changes = Vec::new();
     changes.extend(desired.guarded.difference(&observed.guarded).copied().map(Change::Guard));
-    changes
-        .extend(wanted().map(|(key, _)| *key).filter(|key| !observed.ledger.contains(key)).map(Change::Open));
+    let mut directed = Vec::new();
+    for (key, _) in wanted() {
+        match (desired.sources.get(key), observed.sources.get(key)) {
+            (Some(new), old) if old != Some(new) => changes.push(Change::Restrict(*key, new.clone())),
+            (None, Some(_)) => changes.push(Change::Unrestrict(*key)),
+            _ => {}
+        }
+        let open = observed.ledger.contains(key);
+        match (desired.direct.get(key), observed.direct.get(key)) {
+            (Some(new), None) if open => directed.push(Change::Direct(*key, new.clone())),
+            (Some(new), old) if old != Some(new) => changes.push(Change::Direct(*key, new.clone())),
+            (None, Some(_)) => changes.push(Change::Indirect(*key)),
+            _ => {}
+        }
+        changes.extend((!open).then_some(Change::Open(*key)));
+    }
     for (key, service) in wanted() {
         match observed.services.get(key) {
             None => create(*key, service, &mut changes),
@@ -258,7 +333,12 @@ pub fn plan(desired: &Tables, observed: &Tables) -> Plan {
     changes.extend(
         dropped().filter(|key| observed.services.contains_key(key)).copied().map(Change::DeleteService),
     );
+    changes.append(&mut directed);
     changes.extend(dropped().copied().map(Change::Close));
+    // What is said of a service that is not (or no longer) ours.
+    let stale = |key: &&ServiceKey| foreign(observed, key) || !desired.services.contains_key(key);
+    changes.extend(observed.direct.keys().filter(stale).copied().map(Change::Indirect));
+    changes.extend(observed.sources.keys().filter(stale).copied().map(Change::Unrestrict));
     changes.extend(observed.guarded.difference(&desired.guarded).copied().map(Change::Unguard));
     Plan { changes, conflicts }
 }
@@ -301,13 +381,17 @@ mod tests {
     fn key(n: u8) -> ServiceKey {
         ServiceKey {
             address: IpAddr::from([10, 87, 2, n / 4]),
-            protocol: if n.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
+            protocol: if n.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Sctp },
             port: 80 + u16::from(n % 4 / 2),
         }
     }
 
     fn pod(n: u8) -> SocketAddr {
         SocketAddr::from(([10, 244, 1, n], 8080))
+    }
+
+    fn nets<const N: usize>(text: [&str; N]) -> BTreeSet<IpNet> {
+        text.into_iter().map(|net| net.parse().unwrap()).collect()
     }
 
     fn settings() -> impl Strategy<Value = Settings> {
@@ -329,22 +413,52 @@ mod tests {
         prop::collection::btree_set((0..12u8).prop_map(|n| key(n).address), 0..3)
     }
 
+    fn ranges() -> impl Strategy<Value = BTreeMap<ServiceKey, BTreeSet<IpNet>>> {
+        let net = (0..3u8).prop_map(|n| IpNet::new_assert([10, n, 0, 0].into(), 16));
+        let nets = prop::collection::btree_set(net, 0..3);
+        prop::collection::btree_map((0..12u8).prop_map(key), nets, 0..8)
+    }
+
+    /// What is said of clients concerns services that there are.
     fn desired() -> impl Strategy<Value = Tables> {
-        (services(), addresses()).prop_map(|(services, guarded)| Tables {
-            ledger: services.keys().copied().collect(),
-            services,
-            guarded,
+        (services(), addresses(), ranges(), ranges()).prop_map(
+            |(services, guarded, mut direct, mut sources)| {
+                direct.retain(|key, _| services.contains_key(key));
+                sources.retain(|key, _| services.contains_key(key));
+                Tables { ledger: services.keys().copied().collect(), services, guarded, direct, sources }
+            },
+        )
+    }
+
+    /// Anything goes: services of others, ledger entries without a service, guards and networks without either.
+    fn observed() -> impl Strategy<Value = Tables> {
+        let ledger = prop::collection::btree_set((0..12u8).prop_map(key), 0..10);
+        (services(), ledger, addresses(), ranges(), ranges()).prop_map(
+            |(services, ledger, guarded, direct, sources)| Tables {
+                services,
+                ledger,
+                guarded,
+                direct,
+                sources,
+            },
+        )
+    }
+
+    /// Services that are open now and will be: who may connect is what it was or what it is to be, nothing in between. For
+    /// those that open it is what it is to be at once.
+    fn open_as_wide_as_may_be(kernel: &Tables, observed: &Tables, desired: &Tables) -> bool {
+        kernel.ledger.iter().all(|key| {
+            let (now, before, after) =
+                (kernel.sources.get(key), observed.sources.get(key), desired.sources.get(key));
+            let old = now == before && observed.ledger.contains(key);
+            old || (now == after && desired.services.contains_key(key))
         })
     }
 
-    /// Anything goes: services of others, ledger entries without a service, guards without either.
-    fn observed() -> impl Strategy<Value = Tables> {
-        let ledger = prop::collection::btree_set((0..12u8).prop_map(key), 0..10);
-        (services(), ledger, addresses()).prop_map(|(services, ledger, guarded)| Tables {
-            services,
-            ledger,
-            guarded,
-        })
+    /// A service that is opened has its clients masqueraded, or not, as desired from the start.
+    fn masqueraded_from_the_start(kernel: &Tables, observed: &Tables, desired: &Tables) -> bool {
+        let opened = kernel.ledger.difference(&observed.ledger);
+        opened.into_iter().all(|key| kernel.direct.get(key) == desired.direct.get(key))
     }
 
     fn takes_connections(tables: &Tables, key: &ServiceKey) -> bool {
@@ -369,8 +483,13 @@ mod tests {
 
             let mut kernel = observed.clone();
             for change in &plan.changes {
-                prop_assert!(change.key().is_none_or(|key| !others.contains_key(key)), "{change} touches a foreign entry");
+                // What our own table says of the clients of one is not theirs.
+                let forgets = matches!(change, Change::Indirect(_) | Change::Unrestrict(_));
+                let touches = change.key().is_some_and(|key| others.contains_key(key));
+                prop_assert!(forgets || !touches, "{change} touches a foreign entry");
                 kernel.apply(change);
+                prop_assert!(open_as_wide_as_may_be(&kernel, &observed, &desired), "{change} lets others in");
+                prop_assert!(masqueraded_from_the_start(&kernel, &observed, &desired), "{change} is early");
                 for key in kernel.services.keys() {
                     prop_assert!(kernel.ledger.contains(key) || others.contains_key(key), "{key} is in no ledger");
                     for holds in [takes_connections, has_destinations] {
@@ -386,6 +505,8 @@ mod tests {
             let mut expected = desired.clone();
             expected.services.extend(others);
             expected.ledger.retain(|key| !conflicts.contains(key));
+            expected.direct.retain(|key, _| !conflicts.contains(key));
+            expected.sources.retain(|key, _| !conflicts.contains(key));
             prop_assert_eq!(&kernel, &expected);
             prop_assert_eq!(super::plan(&desired, &kernel).changes, vec![]);
         }
@@ -424,6 +545,8 @@ mod tests {
             services: BTreeMap::from([(key(0), service.clone()), (key(1), service)]),
             ledger: BTreeSet::from([key(0), key(1)]),
             guarded: BTreeSet::from([key(0).address]),
+            direct: BTreeMap::from([(key(1), nets(["10.244.1.0/24"]))]),
+            sources: BTreeMap::from([(key(1), nets(["192.0.2.0/24", "10.0.0.0/8"]))]),
         };
         let words = |plan: Plan| plan.changes.iter().map(Change::to_string).collect::<Vec<_>>();
         assert_eq!(
@@ -431,25 +554,49 @@ mod tests {
             [
                 "guard 10.87.2.0",
                 "open TCP 10.87.2.0:80",
-                "open UDP 10.87.2.0:80",
+                "restrict SCTP 10.87.2.0:80 to 10.0.0.0/8, 192.0.2.0/24",
+                "masquerade clients of SCTP 10.87.2.0:80 only in 10.244.1.0/24",
+                "open SCTP 10.87.2.0:80",
                 "add service TCP 10.87.2.0:80 wlc",
                 "add 10.244.1.1:8080 to TCP 10.87.2.0:80 with weight 1",
                 "add 10.244.1.2:8080 to TCP 10.87.2.0:80 with weight 1",
-                "add service UDP 10.87.2.0:80 wlc",
-                "add 10.244.1.1:8080 to UDP 10.87.2.0:80 with weight 1",
-                "add 10.244.1.2:8080 to UDP 10.87.2.0:80 with weight 1",
+                "add service SCTP 10.87.2.0:80 wlc",
+                "add 10.244.1.1:8080 to SCTP 10.87.2.0:80 with weight 1",
+                "add 10.244.1.2:8080 to SCTP 10.87.2.0:80 with weight 1",
             ]
         );
         assert_eq!(
             words(plan(&Tables::default(), &desired)),
             [
                 "delete service TCP 10.87.2.0:80",
-                "delete service UDP 10.87.2.0:80",
+                "delete service SCTP 10.87.2.0:80",
                 "close TCP 10.87.2.0:80",
-                "close UDP 10.87.2.0:80",
+                "close SCTP 10.87.2.0:80",
+                "masquerade all clients of SCTP 10.87.2.0:80",
+                "restrict SCTP 10.87.2.0:80 no longer",
                 "unguard 10.87.2.0",
             ]
         );
+    }
+
+    #[test]
+    fn who_is_masqueraded_changes_when_the_destinations_fit() {
+        let service = |n| VirtualService {
+            settings: Settings::new(Scheduler::Wlc, None),
+            destinations: BTreeMap::from([(pod(n), 1)]),
+        };
+        let all = Tables {
+            services: BTreeMap::from([(key(0), service(1))]),
+            ledger: BTreeSet::from([key(0)]),
+            ..Tables::default()
+        };
+        let mut direct = all.clone();
+        direct.services.insert(key(0), service(2));
+        direct.direct.insert(key(0), nets([]));
+        let (add, delete) =
+            (|n| Change::AddDestination(key(0), pod(n), 1), |n| Change::DeleteDestination(key(0), pod(n)));
+        assert_eq!(plan(&direct, &all).changes, [add(2), delete(1), Change::Direct(key(0), nets([]))]);
+        assert_eq!(plan(&all, &direct).changes, [Change::Indirect(key(0)), add(1), delete(2)]);
     }
 
     #[test]
@@ -461,7 +608,7 @@ mod tests {
         let desired = Tables {
             services: BTreeMap::from([(key(0), service)]),
             ledger: BTreeSet::from([key(0)]),
-            guarded: BTreeSet::new(),
+            ..Tables::default()
         };
         let mut flushed = desired.clone();
         flushed.services.clear();

@@ -66,7 +66,7 @@ impl Ipvs {
         self.link().map(drop)
     }
 
-    /// All services of address and port over TCP or UDP. Destinations are read of those in the ledger only.
+    /// All services of address and port over TCP, UDP or SCTP. Destinations are read of those in the ledger only.
     ///
     /// # Errors
     /// When IPVS is not there, not permitted, or does not answer.

@@ -50,7 +50,14 @@ enum Kind {
 
 fn kind(change: &Change) -> Kind {
     match change {
-        Change::Guard(_) | Change::Unguard(_) | Change::Open(_) | Change::Close(_) => Kind::Nat,
+        Change::Guard(_)
+        | Change::Unguard(_)
+        | Change::Restrict(..)
+        | Change::Unrestrict(_)
+        | Change::Direct(..)
+        | Change::Indirect(_)
+        | Change::Open(_)
+        | Change::Close(_) => Kind::Nat,
         Change::AddService(..)
         | Change::SetService(..)
         | Change::DeleteService(_)
@@ -74,7 +81,7 @@ impl Dataplane for Kernel {
                 UNFIT.clone_into(&mut service.settings.scheduler);
             }
         }
-        Ok(Tables { services, ledger, guarded })
+        Ok(Tables { services, ledger, guarded, ..Tables::default() })
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {

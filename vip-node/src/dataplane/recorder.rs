@@ -125,10 +125,12 @@ impl Dataplane for Recorder {
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {
         let mut state = self.state();
         state.working()?;
-        let Tables { services, ledger, guarded } = &mut state.tables;
+        let Tables { services, ledger, guarded, direct, sources } = &mut state.tables;
         services.retain(|key, _| !ledger.contains(key));
         ledger.clear();
         guarded.clear();
+        direct.clear();
+        sources.clear();
         Ok(())
     }
 }

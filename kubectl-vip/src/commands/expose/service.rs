@@ -7,6 +7,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use vip_core::api::ServiceRef;
+use vip_core::plan::Protocol;
 use vip_core::vrrp::Family;
 
 use crate::cluster::{Cluster, permitted};
@@ -47,7 +48,7 @@ pub fn ports(service: &Service) -> BTreeSet<Port> {
         .iter()
         .flat_map(|spec| spec.ports.iter().flatten())
         .map(|port| (port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port.port))
-        .filter(|(protocol, _)| protocol == "TCP" || protocol == "UDP")
+        .filter(|(protocol, _)| Protocol::ALL.iter().any(|known| known.to_string() == *protocol))
         .collect()
 }
 
@@ -84,7 +85,7 @@ fn refuse(service: &Service) -> Result<bool> {
     }
     if ports(service).is_empty() {
         return Err(Failure::new(format!(
-            "service {at} has neither a TCP nor a UDP port, and a VIP serves no other"
+            "service {at} has no port over TCP, UDP or SCTP, and a VIP serves no other"
         )));
     }
     Ok(spec.selector.is_some_and(|selector| !selector.is_empty()))
@@ -112,7 +113,7 @@ mod tests {
             refused(json!({"selector": {"a": "b"}})).unwrap_err(),
             "Error: service shop/web has no ports: a VIP would lead nowhere"
         );
-        assert!(refused(json!({"ports": [{"port": 1, "protocol": "SCTP"}]})).is_err());
+        assert!(refused(json!({"ports": [{"port": 1, "protocol": "DCCP"}]})).is_err());
         assert_eq!(refused(json!({"ports": [{"port": 80}], "selector": {"a": "b"}})), Ok(true));
         assert_eq!(refused(json!({"ports": [{"port": 80}]})), Ok(false));
     }
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn ports_with_their_transport() {
         let web = service(
-            json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}, {"port": 9, "protocol": "SCTP"}]}),
+            json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53}, {"port": 9, "protocol": "DCCP"}]}),
         );
         assert_eq!(ports(&web), BTreeSet::from([("TCP".to_owned(), 53), ("UDP".to_owned(), 53)]));
     }

@@ -119,7 +119,7 @@ pub(super) fn service(answer: &[u8]) -> Option<(ServiceKey, Settings)> {
         return None;
     }
     let protocol = u16::from_ne_bytes(array(attribute(service, SVC_PROTOCOL)?, 0)?);
-    let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| u16::from(p.number()) == protocol)?;
+    let protocol = u8::try_from(protocol).ok().and_then(Protocol::of)?;
     let family = u16::from_ne_bytes(array(attribute(service, SVC_AF)?, 0)?);
     let address = address(attribute(service, SVC_ADDR)?, family)?;
     let port = u16::from_be_bytes(array(attribute(service, SVC_PORT)?, 0)?);

@@ -131,9 +131,7 @@ impl Element {
         if set.name == family.vips.name {
             return Some(Self::Vip(address));
         }
-        let number = *rest.first()?;
-        let protocol =
-            [Protocol::Tcp, Protocol::Udp].into_iter().find(|protocol| protocol.number() == number)?;
+        let protocol = Protocol::of(*rest.first()?)?;
         Some(Self::Port(ServiceKey { address, protocol, port: u16::from_be_bytes(array(rest, 4)?) }))
     }
 }
