@@ -13,7 +13,7 @@ use std::thread;
 use lab::command::{LIMIT, Output, until, words};
 use lab::netns::in_new_netns;
 use lab::{Host, Segment};
-use vip_core::plan::{Change, Protocol, ServiceKey};
+use vip_core::plan::{Change, Protocol, ServiceKey, Tables};
 use vip_node::dataplane::{Dataplane, DataplaneError, Kernel, Nat};
 
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 87, 2, 50));
@@ -36,10 +36,10 @@ fn program(nat: &mut Nat) {
     assert_eq!(apply(nat, &changes.collect::<Vec<_>>()), vec![]);
 }
 
-/// The guarded addresses and the ledger after that.
-fn programmed() -> (BTreeSet<IpAddr>, BTreeSet<ServiceKey>) {
+/// What the table says after that.
+fn programmed() -> Tables {
     let keys = [key, key6].into_iter().flat_map(|key| [key(Protocol::Tcp, 80), key(Protocol::Udp, 53)]);
-    (BTreeSet::from([VIP, VIP6]), keys.collect())
+    Tables { guarded: [VIP, VIP6].into(), ledger: keys.collect(), ..Tables::default() }
 }
 
 fn apply(nat: &mut Nat, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
@@ -109,7 +109,7 @@ fn the_ledger_is_there_for_the_next_process() {
         }
         let ledger =
             [key, key6].into_iter().flat_map(|key| [key(Protocol::Tcp, 443), key(Protocol::Udp, 53)]);
-        assert_eq!(Nat::new().observe().unwrap().1, ledger.collect());
+        assert_eq!(Nat::new().observe().unwrap().ledger, ledger.collect());
     });
 }
 
@@ -162,7 +162,8 @@ fn a_table_that_knew_no_ipv6_is_replaced() {
         nft("delete set inet kubectl-vip ports6");
         let mut next = Nat::new();
         let ledger = BTreeSet::from([key(Protocol::Tcp, 80), key(Protocol::Udp, 53)]);
-        assert_eq!(next.observe().unwrap(), (BTreeSet::from([VIP]), ledger));
+        let tables = next.observe().unwrap();
+        assert_eq!((tables.guarded, tables.ledger), ([VIP].into(), ledger));
         program(&mut next);
         assert_eq!(next.observe().unwrap(), programmed());
         assert_eq!(nft("--terse list table inet kubectl-vip"), listed);
@@ -198,13 +199,13 @@ fn thousands_in_one_go() {
         let mut nat = Nat::new();
         let keys = || (1..=3000).map(|port| key(Protocol::Tcp, port));
         assert_eq!(apply(&mut nat, &keys().map(Change::Open).collect::<Vec<_>>()), vec![]);
-        assert_eq!(Nat::new().observe().unwrap().1.len(), 3000);
+        assert_eq!(Nat::new().observe().unwrap().ledger.len(), 3000);
         nft("flush ruleset");
-        assert_eq!(nat.observe().unwrap().1, keys().collect());
-        assert_eq!(Nat::new().observe().unwrap().1.len(), 3000);
+        assert_eq!(nat.observe().unwrap().ledger, keys().collect());
+        assert_eq!(Nat::new().observe().unwrap().ledger.len(), 3000);
         for _ in 0..2 {
             assert_eq!(apply(&mut nat, &keys().map(Change::Close).collect::<Vec<_>>()), vec![]);
-            assert_eq!(Nat::new().observe().unwrap().1.len(), 0);
+            assert_eq!(Nat::new().observe().unwrap().ledger.len(), 0);
         }
     });
 }

@@ -72,16 +72,16 @@ impl Dataplane for Kernel {
         // The sysctls of IPVS are there only once IPVS is.
         self.ipvs.find()?;
         sysctl::set(&self.sysctls)?;
-        let (guarded, ledger) = self.nat.observe()?;
-        let mut services = self.ipvs.observe(&ledger)?;
+        let tables = self.nat.observe()?;
+        let mut services = self.ipvs.observe(&tables.ledger)?;
         if sysctl::check_ipv6(&self.sysctls).is_err() {
             for (_, service) in
-                services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && ledger.contains(key))
+                services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && tables.ledger.contains(key))
             {
                 UNFIT.clone_into(&mut service.settings.scheduler);
             }
         }
-        Ok(Tables { services, ledger, guarded, ..Tables::default() })
+        Ok(Tables { services, ..tables })
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
@@ -131,8 +131,8 @@ impl Dataplane for Kernel {
     }
 
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {
-        let (_, ledger) = self.nat.observe()?;
-        let deletions: Vec<Change> = ledger.into_iter().map(Change::DeleteService).collect();
+        let deletions: Vec<Change> =
+            self.nat.observe()?.ledger.into_iter().map(Change::DeleteService).collect();
         let failed = match self.ipvs.apply(&deletions.iter().collect::<Vec<_>>()) {
             // Without IPVS there are no services.
             Err(DataplaneError::IpvsUnavailable) => Vec::new(),

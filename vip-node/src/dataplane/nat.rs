@@ -4,38 +4,82 @@
 //! ```text
 //! set vips  { type ipv4_addr }                                  the guarded addresses
 //! set ports { type ipv4_addr . inet_proto . inet_service }      the open ports = the ledger
+//! set restricted, direct: services as in `ports` of which some clients may connect, or are masqueraded
+//! set sources, near { type ... . ipv4_addr ; flags interval }   these clients
 //! chain postrouting { type nat hook postrouting priority srcnat
+//!     ct direction original (ct original ip daddr . meta l4proto . ct original proto-dst) @direct (... . ip saddr) != @near accept
 //!     ct direction original ct original ip daddr @vips masquerade fully-random }
 //! chain prerouting { type filter hook prerouting priority mangle
 //!     ip daddr @vips meta l4proto icmp accept
-//!     ip daddr . meta l4proto . th dport @ports accept
+//!     ip daddr . meta l4proto . th dport @ports (the same) != @restricted accept
+//!     ip daddr . meta l4proto . th dport @ports (the same . ip saddr) @sources accept
 //!     ip daddr @vips ct state established,related accept
 //!     ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset
 //!     ip daddr @vips fib daddr type local reject with icmpx port-unreachable }
+//! chain output { type filter hook output priority mangle
+//!     new connections to @ports and @restricted whose source is not in @sources: rejected as above }
 //! ```
 //!
 //! IPv6 has the same sets and rules beside these: `vips6`, `ports6`, `ip6 daddr`, `ipv6-icmp`. They are there on nodes without
 //! IPv6 too: a table `inet` takes them whether or not there is ever a packet for them.
 //!
-//! Pods answer to the client by their own node's route, so without the first chain only those on this node could. No other
+//! Pods answer to the client by their own node's route, so without the first chain only those on this node could. Those are
+//! asked directly, if so desired, except by clients whose answer would not pass through this node either (`near`). No other
 //! table is ever looked at or changed. The table stays when the agent goes.
 
 mod codec;
 mod rules;
+mod sets;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
-use vip_core::plan::{Change, ServiceKey};
+use vip_core::plan::{Change, ServiceKey, Tables};
 
-use self::rules::Element;
-use super::DataplaneError;
+use self::sets::{Element, Limit};
 use super::netlink::{Request, Socket, Trouble};
+use super::{DataplaneError, blocks};
 
-/// Steps in one transaction: about 100 bytes each, well below what a socket without privileges may send at once.
+/// Elements in one transaction: 100 to 200 bytes each, well below what a socket without privileges may send at once. A step
+/// with more has one of its own.
 const AT_ONCE: usize = 500;
+
+/// One element to add or to delete, for a step.
+struct Part<'a> {
+    /// The step's place.
+    index: usize,
+    step: &'a Change,
+    element: Element,
+    add: bool,
+}
+
+/// What was not done.
+#[derive(Default)]
+struct Failed {
+    steps: BTreeMap<usize, DataplaneError>,
+    /// Services for which nothing more makes sense after that step.
+    services: BTreeMap<ServiceKey, usize>,
+}
+
+impl Failed {
+    fn add(&mut self, index: usize, step: &Change, error: DataplaneError) {
+        self.steps.entry(index).or_insert(error);
+        if let Some(key) = step.key().filter(|_| blocks(step)) {
+            self.services.entry(*key).or_insert(index);
+        }
+    }
+
+    /// Whether a part is still worth trying. One that is not because of an earlier step is noted.
+    fn leaves(&mut self, part: &Part) -> bool {
+        let after = part.step.key().and_then(|key| self.services.get(key));
+        if after.is_some_and(|index| *index < part.index) {
+            self.steps.entry(part.index).or_insert(DataplaneError::Skipped(part.step.clone()));
+        }
+        !self.steps.contains_key(&part.index)
+    }
+}
 
 /// Our table, and what its sets should hold as far as this process knows.
 #[derive(Debug, Default)]
@@ -51,12 +95,12 @@ impl Nat {
         Self::default()
     }
 
-    /// The guarded addresses and the ledger. What somebody deleted of our table since this process knows it is put back
-    /// first: without the ledger our services would look like those of others.
+    /// All that the table says: everything but the services themselves. What somebody deleted of it since this process knows
+    /// it is put back first: without the ledger our services would look like those of others.
     ///
     /// # Errors
     /// When nftables is not there, not permitted, or does not answer.
-    pub fn observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
+    pub fn observe(&mut self) -> Result<Tables, DataplaneError> {
         let result = self.try_observe();
         self.checked(result)
     }
@@ -118,74 +162,99 @@ impl Nat {
         result
     }
 
-    fn try_observe(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<ServiceKey>), DataplaneError> {
+    fn try_observe(&mut self) -> Result<Tables, DataplaneError> {
         let found = self.elements()?;
         self.known.extend(found.iter().copied());
         if self.known.is_empty() {
-            return Ok(rules::sort(&found));
+            return Ok(sets::sort(&found));
         }
         if !self.ensure()? {
             let missing: Vec<Request> =
                 self.known.difference(&found).map(|element| codec::element(element, true)).collect();
             self.run(&missing).map_err(|trouble| unavailable(&trouble))?;
         }
-        Ok(rules::sort(&self.known))
+        Ok(sets::sort(&self.known))
     }
 
     fn try_apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
-        let mut failures = Vec::new();
-        let mut steps: Vec<(usize, &Change, Element, bool)> = Vec::new();
-        for (index, change) in changes.iter().enumerate() {
-            let (element, add) = match change {
-                Change::Guard(address) => (Element::Vip(*address), true),
-                Change::Unguard(address) => (Element::Vip(*address), false),
-                Change::Open(key) => (Element::Port(*key), true),
-                Change::Close(key) => (Element::Port(*key), false),
-                _ => continue,
-            };
-            steps.push((index, change, element, add));
+        // What a range takes the place of has to be known.
+        if self.known.is_empty() {
+            self.known = self.elements()?;
         }
-        if steps.iter().any(|(.., add)| *add) {
+        if changes.iter().any(|change| adds(change)) {
             self.ensure()?;
         }
-        for chunk in steps.chunks(AT_ONCE) {
-            self.transact(chunk, &mut failures)?;
+        let mut failed = Failed::default();
+        let mut parts: Vec<Part> = Vec::new();
+        for (index, step) in changes.iter().copied().enumerate() {
+            let elements = self.elements_of(step);
+            if parts.len() + elements.len() > AT_ONCE {
+                self.transact(std::mem::take(&mut parts), &mut failed)?;
+            }
+            parts.extend(elements.into_iter().map(|(element, add)| Part { index, step, element, add }));
         }
-        failures.sort_by_key(|(index, _)| *index);
-        Ok(failures)
+        self.transact(parts, &mut failed)?;
+        Ok(failed.steps.into_iter().collect())
+    }
+
+    /// The elements that a step adds and deletes; none of a step that is not for this table.
+    fn elements_of(&self, step: &Change) -> Vec<(Element, bool)> {
+        match step {
+            Change::Guard(address) => vec![(Element::Vip(*address), true)],
+            Change::Unguard(address) => vec![(Element::Vip(*address), false)],
+            Change::Open(key) => vec![(Element::Port(*key), true)],
+            Change::Close(key) => vec![(Element::Port(*key), false)],
+            Change::Restrict(key, ranges) => self.limit(Limit::Restricted, *key, Some(ranges)),
+            Change::Unrestrict(key) => self.limit(Limit::Restricted, *key, None),
+            Change::Direct(key, ranges) => self.limit(Limit::Direct, *key, Some(ranges)),
+            Change::Indirect(key) => self.limit(Limit::Direct, *key, None),
+            Change::AddService(..)
+            | Change::SetService(..)
+            | Change::DeleteService(_)
+            | Change::AddDestination(..)
+            | Change::SetDestination(..)
+            | Change::DeleteDestination(..) => Vec::new(),
+        }
+    }
+
+    /// From the ranges of a service that there are to others. Those that go make room first: ranges must not overlap.
+    fn limit(&self, limit: Limit, key: ServiceKey, ranges: Option<&BTreeSet<IpNet>>) -> Vec<(Element, bool)> {
+        let known: BTreeSet<IpNet> = Element::ranges_of(&self.known, limit, key).collect();
+        let none = BTreeSet::new();
+        let wanted = ranges.unwrap_or(&none);
+        let range = |net: &IpNet, add| (Element::Range(limit, key, *net), add);
+        let gone = known.difference(wanted).map(|net| range(net, false));
+        let new = wanted.difference(&known).map(|net| range(net, true));
+        gone.chain(new).chain([(Element::Limited(limit, key), ranges.is_some())]).collect()
     }
 
     /// One transaction; without the steps that fail, tried again, because one that fails undoes them all.
-    fn transact(
-        &mut self,
-        steps: &[(usize, &Change, Element, bool)],
-        failures: &mut Vec<(usize, DataplaneError)>,
-    ) -> Result<(), DataplaneError> {
-        let mut open: Vec<_> = steps.to_vec();
-        while !open.is_empty() {
+    fn transact(&mut self, mut parts: Vec<Part>, failed: &mut Failed) -> Result<(), DataplaneError> {
+        loop {
+            parts.retain(|part| failed.leaves(part));
             let requests: Vec<Request> =
-                open.iter().map(|(.., element, add)| codec::element(element, *add)).collect();
-            let failed = match self.socket()?.transaction(&requests, &codec::begin(), &codec::end()) {
-                Ok(failed) => failed,
+                parts.iter().map(|part| codec::element(&part.element, part.add)).collect();
+            let errors = match self.socket()?.transaction(&requests, &codec::begin(), &codec::end()) {
+                Ok(errors) => errors,
                 Err(trouble) => return Err(unavailable(&trouble)),
             };
-            if failed.is_empty() {
+            if errors.is_empty() {
                 break;
             }
-            let mut without = BTreeSet::new();
-            for (n, errno) in failed {
-                let Some((index, change, element, add)) = open.get(n) else { continue };
+            let mut gone = BTreeSet::new();
+            for (n, errno) in errors {
+                let Some(part) = parts.get(n) else { continue };
                 // Gone already: done. The others are tried again without it.
-                if *add || errno != Errno::ENOENT {
-                    failures.push((*index, errno_of(change, errno)));
+                if part.add || errno != Errno::ENOENT {
+                    failed.add(part.index, part.step, errno_of(part.step, errno));
                 } else {
-                    self.known.remove(element);
+                    self.known.remove(&part.element);
+                    gone.insert(part.element);
                 }
-                without.insert(*index);
             }
-            open.retain(|(index, ..)| !without.contains(index));
+            parts.retain(|part| part.add || !gone.contains(&part.element));
         }
-        for (.., element, add) in open {
+        for Part { element, add, .. } in parts {
             match add {
                 true => self.known.insert(element),
                 false => self.known.remove(&element),
@@ -211,7 +280,7 @@ impl Nat {
     /// Everything in our sets.
     fn elements(&mut self) -> Result<BTreeSet<Element>, DataplaneError> {
         let mut all = BTreeSet::new();
-        for set in rules::sets() {
+        for set in sets::sets() {
             match self
                 .socket()?
                 .dump(&codec::get_elements(set.name), |answer| Some(codec::elements(answer, set)))
@@ -231,6 +300,11 @@ impl Nat {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a step puts something into the table, which has to be there then.
+fn adds(change: &Change) -> bool {
+    matches!(change, Change::Guard(_) | Change::Open(_) | Change::Restrict(..) | Change::Direct(..))
 }
 
 fn errno_of(change: &Change, errno: Errno) -> DataplaneError {

@@ -66,7 +66,14 @@ pub(super) fn step(change: &Change) -> Option<(Command, Attributes)> {
         Change::DeleteDestination(key, to) => {
             (Command::DeleteDestination, name(key).nested(DESTINATION, &destination_name(to)))
         }
-        Change::Guard(_) | Change::Unguard(_) | Change::Open(_) | Change::Close(_) => return None,
+        Change::Guard(_)
+        | Change::Unguard(_)
+        | Change::Restrict(..)
+        | Change::Unrestrict(_)
+        | Change::Direct(..)
+        | Change::Indirect(_)
+        | Change::Open(_)
+        | Change::Close(_) => return None,
     })
 }
 

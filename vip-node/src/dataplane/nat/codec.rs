@@ -2,7 +2,8 @@
 //! `linux/netfilter/nf_tables.h`.
 
 use super::super::netlink::{Attributes, Request, attribute, attributes, text};
-use super::rules::{Chain, Element, Set, TABLE};
+use super::rules::{Chain, TABLE};
+use super::sets::{Element, Set};
 
 /// `NFNL_SUBSYS_NFTABLES`
 const SUBSYSTEM: u16 = 10;
@@ -37,16 +38,24 @@ const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 const SET_NAME: u16 = 2;
+const SET_FLAGS: u16 = 3;
 const SET_KEY_TYPE: u16 = 4;
 const SET_KEY_LEN: u16 = 5;
+const SET_DESCRIPTION: u16 = 9;
 const SET_ID: u16 = 10;
+const DESCRIPTION_PARTS: u16 = 2;
+const PART_LEN: u16 = 1;
 const ELEMENT_SET: u16 = 2;
 const ELEMENT_LIST: u16 = 3;
 const ELEMENT_KEY: u16 = 1;
+const ELEMENT_KEY_END: u16 = 10;
 const LIST_ITEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
+
+/// `NFT_SET_INTERVAL | NFT_SET_CONCAT`
+const RANGES_OF_PARTS: u32 = 0x4 | 0x80;
 
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl: what `nft` shows as a rule's comment.
 const COMMENT: u8 = 0;
@@ -99,8 +108,16 @@ pub(super) fn new_set(set: &Set) -> Request {
     let attributes = table()
         .text(SET_NAME, set.name)
         .be32(SET_KEY_TYPE, set.key_type)
-        .be32(SET_KEY_LEN, set.key_length)
+        .be32(SET_KEY_LEN, set.key_length())
         .be32(SET_ID, set.id);
+    if !set.ranges {
+        return request(NEW_SET, NLM_F_CREATE, attributes);
+    }
+    let parts = set.parts.iter().fold(Attributes::new(), |list, bytes| {
+        list.nested(LIST_ITEM, &Attributes::new().be32(PART_LEN, *bytes))
+    });
+    let description = Attributes::new().nested(DESCRIPTION_PARTS, &parts);
+    let attributes = attributes.be32(SET_FLAGS, RANGES_OF_PARTS).nested(SET_DESCRIPTION, &description);
     request(NEW_SET, NLM_F_CREATE, attributes)
 }
 
@@ -147,8 +164,11 @@ fn comment(mut userdata: &[u8]) -> Option<String> {
 
 /// Adds an element to its set, or deletes it. One that is there already is no error.
 pub(super) fn element(element: &Element, add: bool) -> Request {
-    let key = Attributes::new().bytes(DATA_VALUE, &element.key());
-    let item = Attributes::new().nested(ELEMENT_KEY, &key);
+    let value = |key: &[u8]| Attributes::new().bytes(DATA_VALUE, key);
+    let mut item = Attributes::new().nested(ELEMENT_KEY, &value(&element.key()));
+    if let Some(end) = element.end() {
+        item = item.nested(ELEMENT_KEY_END, &value(&end));
+    }
     let list = Attributes::new().nested(LIST_ITEM, &item);
     let attributes = table().text(ELEMENT_SET, element.set().name).nested(ELEMENT_LIST, &list);
     match add {
@@ -165,10 +185,11 @@ pub(super) fn get_elements(set: &str) -> Request {
 /// A set's elements in an answer; what is no key of ours is left out.
 pub(super) fn elements(answer: &[u8], set: &Set) -> Vec<Element> {
     let list = attribute(answer, ELEMENT_LIST).unwrap_or_default();
-    let keys = attributes(list)
+    let value = |item, key| attribute(item, key).and_then(|key| attribute(key, DATA_VALUE));
+    attributes(list)
         .filter(|(kind, _)| *kind == LIST_ITEM)
-        .filter_map(|(_, item)| attribute(item, ELEMENT_KEY).and_then(|key| attribute(key, DATA_VALUE)));
-    keys.filter_map(|key| Element::read(set, key)).collect()
+        .filter_map(|(_, item)| Element::read(set, value(item, ELEMENT_KEY)?, value(item, ELEMENT_KEY_END)))
+        .collect()
 }
 
 /// An expression of a rule: its name and its attributes.
@@ -233,7 +254,17 @@ fn compare(register: Register, operator: u32, value: &[u8]) -> Expression {
 
 /// Goes on only when a set has the value that begins in a register.
 pub(super) fn lookup(set: &Set, register: Register) -> Expression {
-    Expression("lookup", Attributes::new().text(1, set.name).be32(2, register.number()).be32(4, set.id))
+    Expression("lookup", searched(set, register))
+}
+
+/// Goes on only when a set does not have it.
+pub(super) fn lookup_none(set: &Set, register: Register) -> Expression {
+    const NFT_LOOKUP_F_INV: u32 = 1;
+    Expression("lookup", searched(set, register).be32(5, NFT_LOOKUP_F_INV))
+}
+
+fn searched(set: &Set, register: Register) -> Attributes {
+    Attributes::new().text(1, set.name).be32(2, register.number()).be32(4, set.id)
 }
 
 /// Masks a register of four bytes.
@@ -255,6 +286,8 @@ pub(super) enum Connection {
     State = 0,
     /// `NFT_CT_DIRECTION`: 0 for the original direction, one byte.
     Direction = 1,
+    /// `NFT_CT_PROTO_DST`: the port that the connection's first packet was sent to.
+    OriginalPort = 12,
     /// `NFT_CT_DST_IP`: where the connection's first packet was sent to; IPv4 only.
     OriginalDestination = 20,
     /// `NFT_CT_DST_IP6`: the same for IPv6.
@@ -267,7 +300,9 @@ pub(super) fn connection(what: Connection, to: Register) -> Expression {
     Expression(
         "ct",
         match what {
-            Connection::OriginalDestination | Connection::OriginalDestination6 => attributes.byte(3, 0),
+            Connection::OriginalPort | Connection::OriginalDestination | Connection::OriginalDestination6 => {
+                attributes.byte(3, 0)
+            }
             Connection::State | Connection::Direction => attributes,
         },
     )
@@ -307,7 +342,9 @@ pub(super) fn masquerade_fully_random() -> Expression {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::rules::sets;
+    use vip_core::plan::{Protocol, ServiceKey};
+
+    use super::super::sets::{Limit, sets};
     use super::*;
     use crate::dataplane::netlink::noise::nearly;
 
@@ -317,6 +354,9 @@ mod tests {
             vec![new_rule("postrouting", &[accept()], "clients 1").attributes.as_bytes().to_vec()];
         for address in [[10, 87, 2, 50].into(), std::net::IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 2, 0x50])] {
             whole.push(element(&Element::Vip(address), true).attributes.as_bytes().to_vec());
+            let key = ServiceKey { address, protocol: Protocol::Sctp, port: 80 };
+            let range = Element::Range(Limit::Restricted, key, ipnet::IpNet::from(address));
+            whole.push(element(&range, true).attributes.as_bytes().to_vec());
         }
         nearly(whole, 200)
     }
