@@ -1,5 +1,6 @@
 //! From the objects of the API to what this node should do: the tables of its kernel and the elections it enters.
 
+mod clients;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -237,7 +238,7 @@ fn plan_vip(
         tables.guarded.insert(address);
     }
     for reference in &vip.services {
-        service::serve(vip, reference, objects, &node.name, tables, &mut plan);
+        service::serve(vip, reference, objects, node, tables, &mut plan);
     }
     plan
 }

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::core::v1::ServiceSpec;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use super::{Objects, Trouble, VipPlan};
+use super::clients::{near, sources};
+use super::{Node, Objects, Trouble, VipPlan};
 use crate::api::{Reason, ServiceRef};
 use crate::plan::{Protocol, ServiceKey, Settings, Tables, VirtualService};
 use crate::validate::CheckedVip;
@@ -60,7 +61,7 @@ pub(super) fn serve(
     vip: &CheckedVip,
     reference: &ServiceRef,
     objects: &Objects,
-    node: &str,
+    node: &Node,
     tables: &mut Tables,
     plan: &mut VipPlan,
 ) {
@@ -85,7 +86,7 @@ pub(super) fn serve(
         .flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)))
         .filter_map(|(slice, endpoint)| {
             let pod: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-            let local = endpoint.node_name.as_deref() == Some(node);
+            let local = endpoint.node_name.as_deref() == Some(&node.name);
             // A slice may say of itself what it likes: the kernel would refuse the mixture.
             (pod.is_ipv4() == address.is_ipv4()).then(|| Candidate {
                 slice,
@@ -96,17 +97,28 @@ pub(super) fn serve(
         })
         .collect();
     let anywhere = candidates.iter().any(Candidate::answers);
+    let mut direct = false;
     if spec.external_traffic_policy.as_deref() == Some("Local") {
         if !candidates.iter().any(|candidate| candidate.local && candidate.state == Some(State::Ready)) {
             let message = format!(
-                "service {reference} has externalTrafficPolicy Local and no ready endpoint on node {node}"
+                "service {reference} has externalTrafficPolicy Local and no ready endpoint on node {}",
+                node.name
             );
             plan.candidate = Err(Trouble::new(Reason::NoLocalEndpoint, message));
         }
         // A node that has none does not own the address: its table serves its own processes, which any endpoint may answer.
         if candidates.iter().any(|candidate| candidate.local && candidate.answers()) {
             candidates.retain(|candidate| candidate.local);
+            // Their answers come by this node, so they may see whom they answer.
+            direct = true;
         }
+    }
+    let sources = sources(spec, address, node);
+    if let Some(fault) = &sources.fault {
+        let message = format!(
+            "nobody may connect to service {reference}, which names its clients in loadBalancerSourceRanges: {fault}"
+        );
+        plan.troubles.push(Trouble::new(Reason::Invalid, message));
     }
 
     let total: BTreeSet<IpAddr> = candidates.iter().map(|candidate| candidate.pod).collect();
@@ -123,9 +135,10 @@ pub(super) fn serve(
         let protocol = match port.protocol.as_deref() {
             None | Some("TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
+            Some("SCTP") => Protocol::Sctp,
             Some(other) => {
                 let message = format!(
-                    "port {} of service {reference} is {other}: only TCP and UDP are served",
+                    "port {} of service {reference} is {other}: only TCP, UDP and SCTP are served",
                     port.port
                 );
                 plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
@@ -149,6 +162,10 @@ pub(super) fn serve(
             let message = format!("no ready endpoint of service {reference} has port {number}/{protocol}");
             plan.troubles.push(Trouble::new(Reason::NoEndpoints, message));
         }
+        if direct {
+            tables.direct.insert(key, near(destinations.keys().map(SocketAddr::ip), node));
+        }
+        tables.sources.extend(sources.networks.clone().map(|networks| (key, networks)));
         plan.keys.push(key);
         tables.ledger.insert(key);
         tables.services.insert(key, VirtualService { settings: settings.clone(), destinations });
@@ -317,6 +334,32 @@ mod tests {
         assert_eq!(of(&[(1, "node-1", "st"), (2, "node-2", "rs")]), (one.clone(), (1, 1), waits));
         let other = "80/TCP 10.244.1.2:8080=1".to_owned();
         assert_eq!(of(&[(1, "node-1", ""), (2, "node-2", "rs")]), (other, (1, 2), waits));
+    }
+
+    #[test]
+    fn what_is_said_of_clients_follows_the_service_and_its_pods() {
+        let spec = json!({"ports": [{"name": "http", "port": 80, "protocol": "SCTP"}], "externalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["192.0.2.0/24"]});
+        let of = |endpoints: &[(u8, &str, &str)]| {
+            let mut slice = slice(8080, endpoints);
+            slice["ports"][0]["protocol"] = json!("SCTP");
+            let (text, _, _, desired) = read(spec.clone(), &[slice]);
+            let key = *desired.tables.ledger.first().unwrap();
+            assert_eq!(desired.tables.sources[&key], ["192.0.2.0/24".parse().unwrap()].into());
+            (
+                text.join(";"),
+                desired.tables.direct.get(&key).map(|near| near.iter().next().unwrap().to_string()),
+            )
+        };
+        let own = of(&[(1, "node-1", "rs"), (2, "node-2", "rs")]);
+        assert_eq!(own, ("80/SCTP 10.244.1.1:8080=1".to_owned(), Some("10.244.1.1/32".to_owned())));
+        // Pods elsewhere would answer past this node.
+        assert_eq!(of(&[(2, "node-2", "rs")]), ("80/SCTP 10.244.1.2:8080=1".to_owned(), None));
+        let mut bad = spec.clone();
+        bad["loadBalancerSourceRanges"] = json!(["somewhere"]);
+        let (_, _, troubles, desired) = read(bad, &[slice(8080, &[(1, "node-1", "rs")])]);
+        assert_eq!(troubles.first(), Some(&Reason::Invalid));
+        assert!(desired.tables.sources.values().all(BTreeSet::is_empty) && desired.tables.sources.len() == 1);
     }
 
     #[test]
