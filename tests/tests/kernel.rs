@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot go on has failed")]
 
+#[path = "kernel/clients.rs"]
+mod clients;
 #[path = "kernel/ipv6.rs"]
 mod ipv6;
 #[path = "kernel/links.rs"]

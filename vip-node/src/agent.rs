@@ -72,7 +72,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut agent = Agent {
         cluster: Cluster::watch(&client, &args.node),
         partner: Partner::start(&args.link).context("thread")?,
-        programmer: Programmer::start(Kernel::new(&args.sysctl_dir)).context("thread")?,
+        programmer: Programmer::start(Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir))
+            .context("thread")?,
         speaker: Speaker::new(Writer::new(&client, &args.node)),
         health,
         started: Instant::now(),

@@ -36,7 +36,8 @@ pub trait Dataplane: Send {
     /// somebody flushed. The answer is no as well when asked for a service that was never there.
     fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError>;
 
-    /// Deletes our services (those in the ledger), then the ledger and the guards. What others made stays.
+    /// Deletes our services (those in the ledger), then the ledger and the guards, and puts sysctls back. What others made
+    /// stays.
     fn remove_everything(&mut self) -> Result<(), DataplaneError>;
 }
 
@@ -80,6 +81,16 @@ pub enum DataplaneError {
         /// What is in the way.
         text: String,
     },
+    /// A sysctl still has the value that it was given here.
+    #[error("the sysctl {name} is not {value} again ({text}): run `sysctl -w {name}={value}` on the node")]
+    SysctlNotPutBack {
+        /// Its name.
+        name: &'static str,
+        /// The value that it had before.
+        value: String,
+        /// What the system said.
+        text: String,
+    },
     /// The kernel said no to one step.
     #[error("the kernel refused to {change}: {text}")]
     Refused {
@@ -102,7 +113,7 @@ impl DataplaneError {
         match self {
             Self::IpvsUnavailable => Reason::IPVSUnavailable,
             Self::NotPermitted(_) => Reason::NotPermitted,
-            Self::SysctlNotSet { .. } => Reason::SysctlNotSet,
+            Self::SysctlNotSet { .. } | Self::SysctlNotPutBack { .. } => Reason::SysctlNotSet,
             Self::SchedulerUnavailable { .. } => Reason::SchedulerUnavailable,
             Self::NftablesUnavailable(_) | Self::Refused { .. } | Self::Skipped(_) | Self::Broken(..) => {
                 Reason::KernelRefused

@@ -5,16 +5,28 @@ use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use lab::Segment;
 use lab::command::until;
-use lab::{Host, Segment};
+use lab::netns::Netns;
 
 use super::*;
 
 /// Answers every connection, and every datagram, with a name and the client's address; connections stay open.
-fn serve(host: &Host, at: SocketAddr, name: &'static str) {
-    let (tcp, udp) = host.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap())).unwrap();
+pub(super) fn serve(netns: &Netns, at: SocketAddr, name: &'static str) {
+    let (tcp, udp) = netns.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap())).unwrap();
+    answer(tcp, name);
     thread::spawn(move || {
-        for stream in tcp.incoming() {
+        let mut line = [0; 64];
+        while let Ok((_, client)) = udp.recv_from(&mut line) {
+            udp.send_to(format!("{name} {}", client.ip()).as_bytes(), client).unwrap();
+        }
+    });
+}
+
+/// Answers on connections with a name and the client's address.
+pub(super) fn answer(listener: TcpListener, name: &'static str) {
+    thread::spawn(move || {
+        for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             thread::spawn(move || {
                 let client = stream.peer_addr().unwrap().ip();
@@ -25,22 +37,16 @@ fn serve(host: &Host, at: SocketAddr, name: &'static str) {
             });
         }
     });
-    thread::spawn(move || {
-        let mut line = [0; 64];
-        while let Ok((_, client)) = udp.recv_from(&mut line) {
-            udp.send_to(format!("{name} {}", client.ip()).as_bytes(), client).unwrap();
-        }
-    });
 }
 
-fn say(mut stream: &TcpStream) -> std::io::Result<String> {
+pub(super) fn say(mut stream: &TcpStream) -> std::io::Result<String> {
     let mut line = [0; 64];
     stream.write_all(b"who?")?;
     let length = stream.read(&mut line)?;
     Ok(String::from_utf8_lossy(&line[..length]).into_owned())
 }
 
-fn connect(from: &Host, to: SocketAddr) -> std::io::Result<TcpStream> {
+pub(super) fn connect(from: &Netns, to: SocketAddr) -> std::io::Result<TcpStream> {
     from.run(|| {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
         stream.set_read_timeout(Some(Duration::from_secs(3)))?;
@@ -49,7 +55,7 @@ fn connect(from: &Host, to: SocketAddr) -> std::io::Result<TcpStream> {
     .unwrap()
 }
 
-fn ask_by_udp(from: &Host, to: SocketAddr) -> std::io::Result<String> {
+pub(super) fn ask_by_udp(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
     from.run(|| {
         let socket = UdpSocket::bind((any(to.ip()), 0))?;
         socket.connect(to)?;
@@ -71,30 +77,34 @@ fn any(like: IpAddr) -> IpAddr {
 }
 
 /// What differs between IP versions.
-struct Version {
-    vip: IpAddr,
+pub(super) struct Version {
+    pub(super) vip: IpAddr,
     /// How to bind the virtual IP.
-    bound: &'static str,
+    pub(super) bound: &'static str,
     /// The address of a host by its number.
-    host: fn(u8) -> IpAddr,
+    pub(super) host: fn(u8) -> IpAddr,
 }
+
+pub(super) const IPV4: Version = Version {
+    vip: IpAddr::V4(VIP),
+    bound: "address add 10.87.2.50/32 dev eth0",
+    host: |number| IpAddr::V4(Ipv4Addr::new(10, 87, 0, 10 + number)),
+};
+
+pub(super) const IPV6: Version = Version {
+    vip: IpAddr::V6(Ipv6Addr::new(0xfd87, 0, 0, 0, 0, 0, 2, 0x50)),
+    bound: "address add fd87::2:50/128 dev eth0 nodad preferred_lft 0",
+    host: |number| IpAddr::V6(Ipv6Addr::new(0xfd87, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number))),
+};
 
 #[test]
 fn over_ipv4() {
-    traffic(&Version {
-        vip: VIP.into(),
-        bound: "address add 10.87.2.50/32 dev eth0",
-        host: |number| IpAddr::from([10, 87, 0, 10 + number]),
-    });
+    traffic(&IPV4);
 }
 
 #[test]
 fn over_ipv6() {
-    traffic(&Version {
-        vip: IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 2, 0x50]),
-        bound: "address add fd87::2:50/128 dev eth0 nodad preferred_lft 0",
-        host: |number| IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(number)]),
-    });
+    traffic(&IPV6);
 }
 
 /// Every client reaches both backends through the node, which is all that the backends see; what is not exposed is shut.
@@ -108,8 +118,8 @@ fn traffic(version: &Version) {
     if version.vip.is_ipv6() {
         node.exec("sysctl -w net.ipv6.conf.all.forwarding=1").unwrap().ok().unwrap();
     }
-    serve(one, backends[0], "one");
-    serve(two, backends[1], "two");
+    serve(one.netns(), backends[0], "one");
+    serve(two.netns(), backends[1], "two");
     let balanced = VirtualService {
         settings: Settings::new(Scheduler::Rr, None),
         destinations: backends.map(|backend| (backend, 1)).into(),
@@ -124,23 +134,24 @@ fn traffic(version: &Version) {
     let names = ["one", "two"].map(|name| format!("{name} {}", (version.host)(1)));
 
     for from in [client, node, one] {
-        let tcp: BTreeSet<String> = (0..4).map(|_| say(&connect(from, at(80)).unwrap()).unwrap()).collect();
-        let by_udp: BTreeSet<String> = (0..4).map(|_| ask_by_udp(from, at(53)).unwrap()).collect();
+        let tcp: BTreeSet<String> =
+            (0..4).map(|_| say(&connect(from.netns(), at(80)).unwrap()).unwrap()).collect();
+        let by_udp: BTreeSet<String> = (0..4).map(|_| ask_by_udp(from.netns(), at(53)).unwrap()).collect();
         let expected = BTreeSet::from(names.clone());
         assert_eq!((tcp, by_udp), (expected.clone(), expected));
         for shut in [22, 53, 81, 8080] {
-            let error = connect(from, at(shut)).map(drop).unwrap_err();
+            let error = connect(from.netns(), at(shut)).map(drop).unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "port {shut}");
         }
     }
 
     // A backend that drains keeps its connection and gets no new ones.
-    let old: Vec<TcpStream> = (0..2).map(|_| connect(client, at(80)).unwrap()).collect();
+    let old: Vec<TcpStream> = (0..2).map(|_| connect(client.netns(), at(80)).unwrap()).collect();
     let answers: Vec<String> = old.iter().map(|stream| say(stream).unwrap()).collect();
     wanted.apply(&Change::SetDestination(key(80), backends[0], 0));
     assert_eq!(node.run(|| converge(&mut kernel(), &wanted)).unwrap().len(), 1);
     for _ in 0..4 {
-        assert_eq!(say(&connect(client, at(80)).unwrap()).unwrap(), names[1]);
+        assert_eq!(say(&connect(client.netns(), at(80)).unwrap()).unwrap(), names[1]);
     }
     for (stream, name) in old.iter().zip(&answers) {
         assert_eq!(&say(stream).unwrap(), name, "a connection moved or broke");
@@ -158,6 +169,10 @@ fn traffic(version: &Version) {
 
     node.run(|| kernel().remove_everything().unwrap()).unwrap();
     assert_eq!(node.exec("ipvsadm -Sn; nft list ruleset").unwrap().text(), "");
-    until("an address without services is the node's own", LIMIT, || Ok(connect(client, at(22)).ok()))
-        .unwrap();
+    until(
+        "an address without services is the node's own",
+        LIMIT,
+        || Ok(connect(client.netns(), at(22)).ok()),
+    )
+    .unwrap();
 }

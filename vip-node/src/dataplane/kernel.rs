@@ -1,18 +1,19 @@
 //! The dataplane of a real node: IPVS, our nftables table and the sysctls, put together.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vip_core::plan::{Change, ServiceKey, Tables};
 
 use super::ipvs::Ipvs;
 use super::nat::Nat;
-use super::{Dataplane, DataplaneError, blocks, sysctl};
+use super::sysctl::Sysctls;
+use super::{Dataplane, DataplaneError, blocks};
 
 /// The kernel of this network namespace (of the thread that makes the first call).
 #[derive(Debug)]
 pub struct Kernel {
-    sysctls: PathBuf,
+    sysctls: Sysctls,
     ipvs: Ipvs,
     nat: Nat,
 }
@@ -21,7 +22,15 @@ impl Kernel {
     /// Does nothing yet. `sysctls`: where `/proc/sys/net` can be written.
     pub fn new(sysctls: impl Into<PathBuf>) -> Self {
         let sysctls = sysctls.into();
-        Self { ipvs: Ipvs::new(&sysctls), nat: Nat::new(), sysctls }
+        Self { ipvs: Ipvs::new(&sysctls), nat: Nat::new(), sysctls: Sysctls::new(sysctls) }
+    }
+
+    /// Keeps the values of sysctls that are changed in a folder of the node, to put them back with
+    /// [`Dataplane::remove_everything`], which may be called by another process. Without it they stay.
+    #[must_use]
+    pub fn remembering_in(mut self, folder: &Path) -> Self {
+        self.sysctls.remember_in(folder);
+        self
     }
 
     /// Takes steps of one kind. Each that fails is returned by its place in `changes`.
@@ -71,10 +80,10 @@ impl Dataplane for Kernel {
     fn observe(&mut self) -> Result<Tables, DataplaneError> {
         // The sysctls of IPVS are there only once IPVS is.
         self.ipvs.find()?;
-        sysctl::set(&self.sysctls)?;
+        self.sysctls.set()?;
         let tables = self.nat.observe()?;
         let mut services = self.ipvs.observe(&tables.ledger)?;
-        if sysctl::check_ipv6(&self.sysctls).is_err() {
+        if self.sysctls.check_ipv6().is_err() {
             for (_, service) in
                 services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && tables.ledger.contains(key))
             {
@@ -114,7 +123,7 @@ impl Dataplane for Kernel {
             start += run.len();
         }
         // Taken all the same, so that nothing is missing once the node forwards. Services of IPv4 are not concerned.
-        if let Err(error) = sysctl::check_ipv6(&self.sysctls) {
+        if let Err(error) = self.sysctls.check_ipv6() {
             let failed: BTreeSet<usize> = failures.iter().map(|(index, _)| *index).collect();
             let unfit = changes.iter().enumerate().filter(|(index, change)| {
                 matches!(change, Change::AddService(key, _) | Change::SetService(key, _) if key.address.is_ipv6())
@@ -138,10 +147,11 @@ impl Dataplane for Kernel {
             Err(DataplaneError::IpvsUnavailable) => Vec::new(),
             result => result?,
         };
-        match failed.into_iter().next() {
-            // The ledger has to stay as long as something of ours does.
-            Some((_, error)) => Err(error),
-            None => self.nat.remove(),
+        // The ledger has to stay as long as something of ours does.
+        if let Some((_, error)) = failed.into_iter().next() {
+            return Err(error);
         }
+        self.nat.remove()?;
+        self.sysctls.put_back()
     }
 }

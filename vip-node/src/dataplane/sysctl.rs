@@ -1,11 +1,15 @@
 //! The few sysctls that balancing to pods needs. A value that is right already is left alone, so that a node where they
 //! were preset needs no writable directory.
 //!
-//! One is only looked at, [`FORWARDING6`]. Those of IPVS are for both IP versions, whatever their names say.
+//! Those of IPVS are for both IP versions, whatever their names say. What they were before is kept in a file of the node,
+//! and put back once nothing of ours is left. One is only looked at, [`FORWARDING6`].
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+
+use tracing::warn;
 
 use super::DataplaneError;
 
@@ -15,105 +19,260 @@ use super::DataplaneError;
 /// client's connection to a removed backend, and its persistence, instead of sending it there for ever.
 const WANTED: [(&str, &str); 4] = [
     ("net.ipv4.vs.conntrack", "1"),
-    ("net.ipv4.ip_forward", "1"),
+    (FORWARDING, "1"),
     ("net.ipv4.vs.expire_nodest_conn", "1"),
     ("net.ipv4.vs.expire_quiescent_template", "1"),
 ];
+
+/// Set and never put back: a network plugin or a container runtime that found it as it needs it has left it alone, and pods
+/// would lose their network with it.
+const FORWARDING: &str = "net.ipv4.ip_forward";
 
 /// Lets packets of IPv6 through, the answers of pods to clients for one. It is not set here: an interface that forwards
 /// ignores router advertisements unless its `accept_ra` is 2 (`Documentation/networking/ip-sysctl.rst`), so that a node
 /// which has its default route from them would lose it. On nodes of a cluster with IPv6 the network plugin needs it too.
 const FORWARDING6: (&str, &str) = ("net.ipv6.conf.all.forwarding", "1");
 
-/// Sets what is not as it should be, in a directory that shows `/proc/sys/net`. `vs` is there only once IPVS is.
-pub(super) fn set(directory: &Path) -> Result<(), DataplaneError> {
-    for (name, value) in WANTED {
-        let path = path(directory, name);
-        if fs::read_to_string(&path).is_ok_and(|found| found.trim() == value) {
-            continue;
-        }
-        fs::write(&path, value).map_err(|error| DataplaneError::SysctlNotSet {
-            name,
-            value,
-            text: format!("can't write {}: {error}", path.display()),
-        })?;
+/// Changes with every start of the node, as the values of sysctls do.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// The file with the former values: the boot in which they were read, then a line with name and value for each.
+const FILE: &str = "sysctls.state";
+
+/// The sysctls of the node.
+#[derive(Debug)]
+pub(super) struct Sysctls {
+    /// Shows `/proc/sys/net`.
+    directory: PathBuf,
+    /// Where former values are kept; `None`: nowhere, and nothing is put back.
+    file: Option<PathBuf>,
+}
+
+impl Sysctls {
+    pub(super) fn new(directory: PathBuf) -> Self {
+        Self { directory, file: None }
     }
-    Ok(())
+
+    /// Keeps former values in a folder of the node.
+    pub(super) fn remember_in(&mut self, folder: &Path) {
+        self.file = Some(folder.join(FILE));
+    }
+
+    /// Sets what is not as it should be. `vs` is there only once IPVS is.
+    pub(super) fn set(&self) -> Result<(), DataplaneError> {
+        for (name, value) in WANTED {
+            let path = self.path(name);
+            let found = fs::read_to_string(&path).map(|text| text.trim().to_owned());
+            if found.as_ref().is_ok_and(|found| found == value) {
+                continue;
+            }
+            if let Ok(found) = found
+                && name != FORWARDING
+                && let Err(error) = self.remember(name, &found)
+            {
+                warn!(name, found, %error, "a sysctl will not be put back: its value cannot be kept");
+            }
+            fs::write(&path, value).map_err(|error| DataplaneError::SysctlNotSet {
+                name,
+                value,
+                text: format!("can't write {}: {error}", path.display()),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Puts back what was set in this boot and is still as it was set: what somebody has changed since is theirs.
+    pub(super) fn put_back(&self) -> Result<(), DataplaneError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        for (name, former) in self.former() {
+            let Some((name, value)) = WANTED.into_iter().find(|(wanted, _)| *wanted == name) else {
+                continue;
+            };
+            let path = self.path(name);
+            if !fs::read_to_string(&path).is_ok_and(|found| found.trim() == value) {
+                continue;
+            }
+            fs::write(&path, &former).map_err(|error| DataplaneError::SysctlNotPutBack {
+                name,
+                text: format!("can't write {former} to {}: {error}", path.display()),
+                value: former,
+            })?;
+        }
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(DataplaneError::Broken("sysctls", format!("can't remove {}: {error}", file.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether this node could serve virtual IPs of IPv6.
+    pub(super) fn check_ipv6(&self) -> Result<(), DataplaneError> {
+        let (name, value) = FORWARDING6;
+        let text = match fs::read_to_string(self.path(name)) {
+            Ok(found) if found.trim() == value => return Ok(()),
+            Ok(_) => {
+                "virtual IPs of IPv6 need it; it is not set for you because interfaces whose accept_ra is not 2 then ignore \
+                 router advertisements"
+                    .to_owned()
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => "the node has no IPv6".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(DataplaneError::SysctlNotSet { name, value, text })
+    }
+
+    /// Keeps a value, unless one of this boot is known already: that was there before ours.
+    fn remember(&self, name: &str, value: &str) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut former = self.former();
+        if former.contains_key(name) {
+            return Ok(());
+        }
+        former.insert(name.to_owned(), value.to_owned());
+        let lines = former.iter().map(|(name, value)| format!("{name} {value}\n"));
+        let text = boot()? + "\n" + &lines.collect::<String>();
+        // As a whole or not at all.
+        let fresh = file.with_extension("new");
+        fs::write(&fresh, text)?;
+        fs::rename(fresh, file)
+    }
+
+    /// The values before ours, of this boot.
+    fn former(&self) -> BTreeMap<String, String> {
+        let text = self.file.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        let mut lines = text.lines();
+        if !boot().is_ok_and(|boot| lines.next() == Some(&boot)) {
+            return BTreeMap::new();
+        }
+        let pairs = lines.filter_map(|line| line.split_once(' '));
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name.trim_start_matches("net.").replace('.', "/"))
+    }
 }
 
-/// Whether this node could serve virtual IPs of IPv6, in a directory that shows `/proc/sys/net`.
-pub(super) fn check_ipv6(directory: &Path) -> Result<(), DataplaneError> {
-    let (name, value) = FORWARDING6;
-    let text = match fs::read_to_string(path(directory, name)) {
-        Ok(found) if found.trim() == value => return Ok(()),
-        Ok(_) => "virtual IPs of IPv6 need it; it is not set for you because interfaces whose accept_ra is not 2 then ignore \
-                  router advertisements"
-            .to_owned(),
-        Err(error) if error.kind() == ErrorKind::NotFound => "the node has no IPv6".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    Err(DataplaneError::SysctlNotSet { name, value, text })
-}
-
-fn path(directory: &Path, name: &str) -> PathBuf {
-    directory.join(name.trim_start_matches("net.").replace('.', "/"))
+fn boot() -> io::Result<String> {
+    fs::read_to_string(BOOT).map(|id| id.trim().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A directory with the four files.
-    fn directory(name: &str, value: &str) -> PathBuf {
+    /// A directory with the four files, which is its own folder for former values.
+    fn sysctls(name: &str, value: &str) -> Sysctls {
         let directory = std::env::temp_dir().join(format!("vip-sysctl-{name}-{}", std::process::id()));
         fs::create_dir_all(directory.join("ipv4/vs")).unwrap();
+        let mut sysctls = Sysctls::new(directory.clone());
         for (name, _) in WANTED {
-            fs::write(directory.join(name.trim_start_matches("net.").replace('.', "/")), value).unwrap();
+            fs::write(sysctls.path(name), value).unwrap();
         }
-        directory
+        sysctls.remember_in(&directory);
+        sysctls
+    }
+
+    impl Sysctls {
+        fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.path(name)).unwrap()
+        }
+
+        fn gone(&self) {
+            fs::remove_dir_all(&self.directory).unwrap();
+        }
+    }
+
+    const CONNTRACK: &str = "net.ipv4.vs.conntrack";
+    const NODEST: &str = "net.ipv4.vs.expire_nodest_conn";
+
+    #[test]
+    fn sets_what_differs_and_puts_it_back() {
+        let sysctls = sysctls("differs", "0\n");
+        // Those of others are left alone, also when they are the same by chance.
+        fs::write(sysctls.path(NODEST), "1").unwrap();
+        sysctls.set().unwrap();
+        assert!(WANTED.iter().all(|(name, value)| sysctls.read(name) == *value));
+        // Set again after somebody changed it: what was there at first counts.
+        fs::write(sysctls.path(CONNTRACK), "7").unwrap();
+        sysctls.set().unwrap();
+        sysctls.put_back().unwrap();
+        assert_eq!([CONNTRACK, NODEST, FORWARDING].map(|name| sysctls.read(name)), ["0", "1", "1"]);
+        // Nothing is left to put back.
+        fs::write(sysctls.path(CONNTRACK), "1").unwrap();
+        sysctls.put_back().unwrap();
+        assert_eq!(sysctls.read(CONNTRACK), "1");
+        sysctls.gone();
     }
 
     #[test]
-    fn sets_what_differs() {
-        let directory = directory("differs", "0\n");
-        set(&directory).unwrap();
-        assert_eq!(fs::read_to_string(directory.join("ipv4/vs/conntrack")).unwrap(), "1");
-        assert_eq!(fs::read_to_string(directory.join("ipv4/ip_forward")).unwrap(), "1");
-        fs::remove_dir_all(directory).unwrap();
+    fn what_others_changed_since_and_what_an_earlier_boot_left_stays() {
+        let sysctls = sysctls("others", "0\n");
+        sysctls.set().unwrap();
+        fs::write(sysctls.path(CONNTRACK), "2").unwrap();
+        sysctls.put_back().unwrap();
+        assert_eq!([CONNTRACK, NODEST].map(|name| sysctls.read(name)), ["2", "0"]);
+        sysctls.set().unwrap();
+        let file = sysctls.file.clone().unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(
+            text.lines().skip(1).collect::<Vec<_>>(),
+            [
+                "net.ipv4.vs.conntrack 2",
+                "net.ipv4.vs.expire_nodest_conn 0",
+                "net.ipv4.vs.expire_quiescent_template 0"
+            ]
+        );
+        fs::write(&file, text.replacen(&boot().unwrap(), "another", 1)).unwrap();
+        sysctls.put_back().unwrap();
+        assert_eq!(sysctls.read(NODEST), "1");
+        assert!(!file.exists());
+        sysctls.gone();
     }
 
     #[test]
     fn leaves_alone_what_is_right() {
-        let directory = directory("right", "1\n");
-        let written = || fs::metadata(directory.join("ipv4/ip_forward")).unwrap().modified().unwrap();
+        let sysctls = sysctls("right", "1\n");
+        let written = || fs::metadata(sysctls.path(FORWARDING)).unwrap().modified().unwrap();
         let before = written();
-        set(&directory).unwrap();
+        sysctls.set().unwrap();
         assert_eq!(written(), before);
-        fs::remove_dir_all(directory).unwrap();
+        assert!(!sysctls.file.as_ref().unwrap().exists());
+        sysctls.gone();
     }
 
     #[test]
     fn names_what_it_cannot_set() {
-        let directory = directory("missing", "0\n");
-        fs::remove_dir_all(directory.join("ipv4/vs")).unwrap();
-        let error = set(&directory).unwrap_err();
+        let sysctls = sysctls("missing", "0\n");
+        fs::remove_dir_all(sysctls.directory.join("ipv4/vs")).unwrap();
+        let error = sysctls.set().unwrap_err();
         assert!(error.to_string().contains("`sysctl -w net.ipv4.vs.conntrack=1`"), "{error}");
         assert_eq!(error.reason(), vip_core::api::Reason::SysctlNotSet);
-        fs::remove_dir_all(directory).unwrap();
+        sysctls.gone();
     }
+
+    #[test]
+    fn what_cannot_be_kept_is_set_all_the_same() {
+        let mut sysctls = sysctls("unkept", "0\n");
+        sysctls.remember_in(Path::new("/proc/nowhere"));
+        sysctls.set().unwrap();
+        assert_eq!(sysctls.read(CONNTRACK), "1");
+        sysctls.gone();
+    }
+
     #[test]
     fn forwarding_of_ipv6_is_looked_at_and_never_set() {
-        let directory = directory("ipv6", "1\n");
-        let text = || check_ipv6(&directory).unwrap_err().to_string();
+        let sysctls = sysctls("ipv6", "1\n");
+        let text = || sysctls.check_ipv6().unwrap_err().to_string();
         assert!(text().contains("the node has no IPv6"), "{}", text());
-        let file = directory.join("ipv6/conf/all/forwarding");
+        let file = sysctls.path(FORWARDING6.0);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "0\n").unwrap();
-        set(&directory).unwrap();
+        sysctls.set().unwrap();
         assert!(text().contains("run `sysctl -w net.ipv6.conf.all.forwarding=1`"), "{}", text());
         assert_eq!(fs::read_to_string(&file).unwrap(), "0\n");
         fs::write(&file, "1\n").unwrap();
-        assert_eq!(check_ipv6(&directory), Ok(()));
-        fs::remove_dir_all(directory).unwrap();
+        assert_eq!(sysctls.check_ipv6(), Ok(()));
+        sysctls.gone();
     }
 }
