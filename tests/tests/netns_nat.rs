@@ -8,8 +8,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use ipnet::IpNet;
 use lab::command::{LIMIT, Output, until, words};
 use lab::netns::in_new_netns;
 use lab::{Host, Segment};
@@ -64,26 +66,39 @@ fn nft_shows_the_table_as_documented() {
         let expected = "table inet kubectl-vip { \
             set vips { type ipv4_addr } \
             set ports { type ipv4_addr . inet_proto . inet_service } \
+            set direct { type ipv4_addr . inet_proto . inet_service } \
+            set near { type ipv4_addr . inet_proto . inet_service . ipv4_addr flags interval } \
+            set restricted { type ipv4_addr . inet_proto . inet_service } \
+            set sources { type ipv4_addr . inet_proto . inet_service . ipv4_addr flags interval } \
             set vips6 { type ipv6_addr } \
             set ports6 { type ipv6_addr . inet_proto . inet_service } \
+            set direct6 { type ipv6_addr . inet_proto . inet_service } \
+            set near6 { type ipv6_addr . inet_proto . inet_service . ipv6_addr flags interval } \
+            set restricted6 { type ipv6_addr . inet_proto . inet_service } \
+            set sources6 { type ipv6_addr . inet_proto . inet_service . ipv6_addr flags interval } \
             chain prerouting { type filter hook prerouting priority mangle; policy accept; \
-                ip daddr @vips meta l4proto icmp accept comment \"ping, path MTU and neighbours work (v2)\" \
-                ip6 daddr @vips6 meta l4proto ipv6-icmp accept comment \"ping, path MTU and neighbours work (v2)\" \
-                ip daddr . meta l4proto . th dport @ports accept comment \"exposed ports are open (v2)\" \
-                ip6 daddr . meta l4proto . th dport @ports6 accept comment \"exposed ports are open (v2)\" \
-                ip daddr @vips ct state established,related accept comment \"what was let in stays in (v2)\" \
-                ip6 daddr @vips6 ct state established,related accept comment \"what was let in stays in (v2)\" \
-                ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset \
-                    comment \"a virtual IP is no door to the node (v2)\" \
-                ip daddr @vips fib daddr type local reject comment \"a virtual IP is no door to the node (v2)\" \
-                ip6 daddr @vips6 fib daddr type local meta l4proto tcp reject with tcp reset \
-                    comment \"a virtual IP is no door to the node (v2)\" \
-                ip6 daddr @vips6 fib daddr type local reject comment \"a virtual IP is no door to the node (v2)\" } \
+            ip daddr @vips meta l4proto icmp accept comment \"ping, path MTU and neighbours work (v3)\" \
+            ip6 daddr @vips6 meta l4proto ipv6-icmp accept comment \"ping, path MTU and neighbours work (v3)\" \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport != @restricted accept comment \"exposed ports are open (v3)\" \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport . ip saddr @sources accept comment \"exposed to some (v3)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport != @restricted6 accept comment \"exposed ports are open (v3)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport . ip6 saddr @sources6 accept comment \"exposed to some (v3)\" \
+            ip daddr @vips ct state established,related accept comment \"what was let in stays in (v3)\" \
+            ip6 daddr @vips6 ct state established,related accept comment \"what was let in stays in (v3)\" \
+            ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v3)\" \
+            ip daddr @vips fib daddr type local reject comment \"a virtual IP is no door to the node (v3)\" \
+            ip6 daddr @vips6 fib daddr type local meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v3)\" \
+            ip6 daddr @vips6 fib daddr type local reject comment \"a virtual IP is no door to the node (v3)\" } \
+            chain output { type filter hook output priority mangle; policy accept; \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @sources ct state ! established,related meta l4proto tcp reject with tcp reset comment \"exposed to some (v3)\" \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @sources ct state ! established,related reject comment \"exposed to some (v3)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport @restricted6 ip6 daddr . meta l4proto . th dport . ip6 saddr != @sources6 ct state ! established,related meta l4proto tcp reject with tcp reset comment \"exposed to some (v3)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport @restricted6 ip6 daddr . meta l4proto . th dport . ip6 saddr != @sources6 ct state ! established,related reject comment \"exposed to some (v3)\" } \
             chain postrouting { type nat hook postrouting priority srcnat; policy accept; \
-                meta nfproto ipv4 ct direction original ct original ip daddr @vips masquerade fully-random \
-                    comment \"answers of pods return through this node (v2)\" \
-                meta nfproto ipv6 ct direction original ct original ip6 daddr @vips6 masquerade fully-random \
-                    comment \"answers of pods return through this node (v2)\" } }";
+            ct direction original ct original ip daddr . meta l4proto . ct original proto-dst @direct ct original ip daddr . meta l4proto . ct original proto-dst . ip saddr != @near accept comment \"answers of this node's pods return through it (v3)\" \
+            ct direction original ct original ip6 daddr . meta l4proto . ct original proto-dst @direct6 ct original ip6 daddr . meta l4proto . ct original proto-dst . ip6 saddr != @near6 accept comment \"answers of this node's pods return through it (v3)\" \
+            meta nfproto ipv4 ct direction original ct original ip daddr @vips masquerade fully-random comment \"answers of pods return through this node (v3)\" \
+            meta nfproto ipv6 ct direction original ct original ip6 daddr @vips6 masquerade fully-random comment \"answers of pods return through this node (v3)\" } }";
         assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>(), "{shown}");
         nft("get element inet kubectl-vip vips { 10.87.2.50 }");
         nft("get element inet kubectl-vip ports { 10.87.2.50 . tcp . 80 , 10.87.2.50 . udp . 53 }");
@@ -113,11 +128,72 @@ fn the_ledger_is_there_for_the_next_process() {
     });
 }
 
+fn ranges<const N: usize>(text: [&str; N]) -> BTreeSet<IpNet> {
+    text.into_iter().map(|net| net.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_is_said_of_clients_is_there_for_the_next_process() {
+    isolated(|| {
+        let (one, two) = (key(Protocol::Sctp, 80), key6(Protocol::Tcp, 80));
+        let mut expected = Tables::default();
+        // Ranges that overlap with those that they take the place of; none at all.
+        for step in [
+            Change::Restrict(one, ranges(["10.0.0.0/8", "192.0.2.7/32"])),
+            Change::Restrict(two, ranges(["2001:db8::/32", "fd87::/16"])),
+            Change::Restrict(one, ranges(["10.1.0.0/16", "192.0.2.0/24"])),
+            Change::Direct(one, ranges([])),
+            Change::Direct(two, ranges(["fd10:244:1::/64"])),
+            Change::Restrict(one, ranges(["0.0.0.0/0"])),
+            Change::Restrict(two, ranges([])),
+            Change::Direct(two, ranges([])),
+            Change::Unrestrict(one),
+            Change::Indirect(two),
+            Change::Unrestrict(two),
+            Change::Indirect(one),
+        ] {
+            // Each by a process that has not seen the one before.
+            for _ in 0..2 {
+                assert_eq!(apply(&mut Nat::new(), std::slice::from_ref(&step)), vec![], "{step}");
+            }
+            expected.apply(&step);
+            assert_eq!(Nat::new().observe().unwrap(), expected, "{step}");
+        }
+        assert!(!nft("list table inet kubectl-vip").contains("elements"));
+    });
+}
+
+#[test]
+fn a_service_that_cannot_be_restricted_is_not_opened() {
+    isolated(|| {
+        let (bad, good) = (key(Protocol::Tcp, 80), key(Protocol::Tcp, 81));
+        // A range of the other family makes no sense to the kernel.
+        let wrong = ranges(["2001:db8::/32"]);
+        let steps = [
+            Change::Guard(VIP),
+            Change::Restrict(bad, wrong),
+            Change::Open(bad),
+            Change::Restrict(good, ranges(["192.0.2.0/24"])),
+            Change::Open(good),
+        ];
+        let failed = apply(&mut Nat::new(), &steps);
+        assert!(matches!(failed[0], (1, DataplaneError::Refused { .. })), "{failed:?}");
+        assert_eq!(failed[1..], [(2, DataplaneError::Skipped(Change::Open(bad)))]);
+        assert_eq!(Nat::new().observe().unwrap().ledger, BTreeSet::from([good]));
+    });
+}
+
 #[test]
 fn what_others_destroy_of_ours_is_put_back() {
     isolated(|| {
         let mut nat = Nat::new();
         program(&mut nat);
+        for key in [key, key6] {
+            let key = key(Protocol::Tcp, 80);
+            let net = BTreeSet::from([IpNet::from(key.address)]);
+            let steps = [Change::Restrict(key, net.clone()), Change::Direct(key, net)];
+            assert_eq!(apply(&mut nat, &steps), vec![]);
+        }
         let (tables, listed) = (nat.observe().unwrap(), nft("--terse list table inet kubectl-vip"));
         for harm in [
             "flush ruleset",
@@ -125,6 +201,9 @@ fn what_others_destroy_of_ours_is_put_back() {
             "flush chain inet kubectl-vip prerouting",
             "flush set inet kubectl-vip ports",
             "flush set inet kubectl-vip ports6",
+            "flush set inet kubectl-vip restricted",
+            "flush set inet kubectl-vip sources6",
+            "flush set inet kubectl-vip near",
             "insert rule inet kubectl-vip prerouting accept",
             "delete element inet kubectl-vip vips { 10.87.2.50 }",
         ] {
@@ -409,6 +488,56 @@ fn connections_outlive_their_port() {
         assert_eq!(apply(nat, &[close]), vec![]);
         assert_eq!(both_ways(), *b"y");
         assert_eq!(connect().map(drop).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+/// Ranges change all the time, and some overlap with those before: who is in all of them always gets in, and who is in none
+/// never does.
+#[test]
+fn who_may_connect_changes_without_a_moment_in_between() {
+    let lan = Segment::new(4).unwrap();
+    let [node, inside, outside] = [1, 2, 4].map(|number| lan.host(number));
+    for (version, wide, narrow) in
+        [(IPV4, "10.87.0.12/31", "10.87.0.12/32"), (IPV6, "fd87::12/127", "fd87::12/128")]
+    {
+        node.netns().ip(version.bound).unwrap();
+        let at = SocketAddr::new(version.vip, 80);
+        let listener = node.run(|| TcpListener::bind(at).unwrap()).unwrap();
+        thread::spawn(move || listener.incoming().for_each(drop));
+        let (key, other) = (version.key(Protocol::Tcp, 80), IpNet::from(version.vip));
+        let [wide, narrow] = [wide, narrow].map(|net| net.parse::<IpNet>().unwrap());
+        node.run(|| {
+            let steps = [Change::Guard(version.vip), Change::Restrict(key, [wide].into()), Change::Open(key)];
+            assert_eq!(apply(&mut Nat::new(), &steps), vec![]);
+        })
+        .unwrap();
+        let done = AtomicBool::new(false);
+        let may = |host: &Host| host.run(|| TcpStream::connect_timeout(&at, LIMIT).map(drop)).unwrap();
+        let tries = || (0..60).map(|_| (may(inside).is_ok(), may(outside).is_ok())).collect::<BTreeSet<_>>();
+        let seen = thread::scope(|scope| {
+            scope.spawn(|| {
+                node.run(|| {
+                    let mut nat = Nat::new();
+                    while !done.load(Ordering::Relaxed) {
+                        for ranges in [[narrow].into(), [narrow, other].into(), [wide].into()] {
+                            assert_eq!(apply(&mut nat, &[Change::Restrict(key, ranges)]), vec![]);
+                        }
+                    }
+                })
+                .unwrap();
+            });
+            let seen = tries();
+            done.store(true, Ordering::Relaxed);
+            seen
+        });
+        assert_eq!(seen, BTreeSet::from([(true, false)]));
+        // Without a single range nobody gets in, the node itself included; without the restriction everybody.
+        let change =
+            |change: Change| node.run(|| assert_eq!(apply(&mut Nat::new(), &[change]), vec![])).unwrap();
+        change(Change::Restrict(key, BTreeSet::new()));
+        assert!([inside, outside, node].into_iter().all(|host| may(host).is_err()));
+        change(Change::Unrestrict(key));
+        assert!([inside, outside, node].into_iter().all(|host| may(host).is_ok()));
     }
 }
 
