@@ -97,6 +97,77 @@ pub struct VirtualIPSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub persistence_seconds: Option<u32>,
+
+    /// How the owner finds out by itself that a backend is dead. Unset: a TCP connection every 5 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+}
+
+/// The active check of each TCP backend, made by the owner of the address alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.timeoutSeconds <= self.intervalSeconds").message("timeoutSeconds (3 unless set) must not be longer than intervalSeconds"))]
+pub struct HealthCheck {
+    /// `TCP` connects to the backend's port; `None` goes by the readiness that Kubernetes tells, and by nothing else.
+    #[serde(rename = "type", default)]
+    pub type_: HealthCheckType,
+    /// Seconds from one check of a backend to the next.
+    #[schemars(range(min = 1, max = 300))]
+    #[serde(default = "HealthCheck::interval")]
+    pub interval_seconds: u32,
+    /// Seconds after which a check without an answer has failed; at most the interval.
+    #[schemars(range(min = 1, max = 60))]
+    #[serde(default = "HealthCheck::timeout")]
+    pub timeout_seconds: u32,
+    /// Checks that fail in a row before a backend gets no more new connections.
+    #[schemars(range(min = 1, max = 10))]
+    #[serde(default = "HealthCheck::failures")]
+    pub failure_threshold: u32,
+    /// Checks that succeed in a row before it gets them again.
+    #[schemars(range(min = 1, max = 10))]
+    #[serde(default = "HealthCheck::successes")]
+    pub success_threshold: u32,
+}
+
+impl HealthCheck {
+    fn interval() -> u32 {
+        5
+    }
+
+    fn timeout() -> u32 {
+        3
+    }
+
+    fn failures() -> u32 {
+        2
+    }
+
+    fn successes() -> u32 {
+        1
+    }
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            type_: HealthCheckType::default(),
+            interval_seconds: Self::interval(),
+            timeout_seconds: Self::timeout(),
+            failure_threshold: Self::failures(),
+            success_threshold: Self::successes(),
+        }
+    }
+}
+
+/// What a check does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HealthCheckType {
+    /// Connects to the backend's port.
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    /// Nothing.
+    None,
 }
 
 /// A Service, by namespace and name.
@@ -216,6 +287,8 @@ pub enum Reason {
     /// The Service sends clients to pods of the owner only (`externalTrafficPolicy: Local`), and the node has none that is
     /// ready.
     NoLocalEndpoint,
+    /// No backend of a Service passes its check: all of them are kept.
+    BackendsFailing,
     /// The Service has no ports, or is of a kind that no address can serve.
     ServiceNotSupported,
     /// Two Services of one address want the same port.

@@ -5,6 +5,7 @@ mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::api::{Backends, EXCLUDE_LABEL, Reason, ServiceRef, VIPPool, VirtualIP};
+use crate::checks::Settings;
 use crate::plan::{ServiceKey, Tables};
 use crate::validate::{CheckedPool, CheckedVip, Fault, check_pools};
 use crate::vrrp::{Family, Peer, RouterConfig, RouterId, rank};
@@ -34,6 +36,17 @@ pub struct Objects {
     pub services: BTreeMap<ServiceRef, Arc<Service>>,
     /// Their EndpointSlices.
     pub slices: BTreeMap<ServiceRef, Vec<Arc<EndpointSlice>>>,
+}
+
+impl Objects {
+    /// The addresses of the endpoints that are on a node.
+    pub fn endpoints_on(&self, node: &str) -> BTreeSet<IpAddr> {
+        let endpoints = self.slices.values().flatten().flat_map(|slice| &slice.endpoints);
+        endpoints
+            .filter(|endpoint| endpoint.node_name.as_deref() == Some(node))
+            .filter_map(|endpoint| endpoint.addresses.first()?.parse().ok())
+            .collect()
+    }
 }
 
 /// This node, as far as the elections care.
@@ -88,6 +101,10 @@ pub struct VipPlan {
     pub bare: bool,
     /// The virtual services that its Services ask for.
     pub keys: Vec<ServiceKey>,
+    /// Which of these belong to one Service.
+    pub parts: Vec<Range<usize>>,
+    /// How its owner checks the backends; `None`: not at all.
+    pub check: Option<Settings>,
     /// What IPVS sends to.
     pub backends: Backends,
     /// What is wrong with the object or its Services, the gravest first.
@@ -122,6 +139,8 @@ impl VipPlan {
             fresh: false,
             bare: false,
             keys: Vec::new(),
+            parts: Vec::new(),
+            check: None,
             backends: Backends::default(),
             troubles: vec![trouble.clone()],
             candidate: Err(trouble),
@@ -230,6 +249,8 @@ fn plan_vip(
         fresh: false,
         bare: vip.services.is_empty(),
         keys: Vec::new(),
+        parts: Vec::new(),
+        check: vip.check,
         backends: Backends::default(),
         troubles: Vec::new(),
         candidate: candidate(address, pool, node),
@@ -238,7 +259,9 @@ fn plan_vip(
         tables.guarded.insert(address);
     }
     for reference in &vip.services {
+        let first = plan.keys.len();
         service::serve(vip, reference, objects, node, tables, &mut plan);
+        plan.parts.push(first..plan.keys.len());
     }
     plan
 }

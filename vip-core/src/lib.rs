@@ -4,6 +4,7 @@
 //! as arguments, decisions go out as values, so that all of it runs in a unit test.
 
 pub mod api;
+pub mod checks;
 pub mod desired;
 pub mod plan;
 pub mod pool;

@@ -6,10 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use kube::ResourceExt;
 
-use crate::api::{Reason, Scheduler, ServiceRef, VIPPool, VirtualIP, VirtualRouterRange, name_of};
+use crate::api::{
+    HealthCheck, HealthCheckType, Reason, Scheduler, ServiceRef, VIPPool, VirtualIP, VirtualRouterRange,
+    name_of,
+};
+use crate::checks::Settings;
 use crate::pool::{AddressSet, Span, parse_address};
 
 /// Most Services on one address.
@@ -44,6 +49,8 @@ pub struct CheckedVip {
     pub persistence_seconds: Option<u32>,
     /// The node that should own it.
     pub preferred_node: Option<String>,
+    /// How its owner checks the backends; `None`: not at all.
+    pub check: Option<Settings>,
 }
 
 impl CheckedVip {
@@ -81,6 +88,7 @@ impl CheckedVip {
             )));
         }
         check_services(&spec.services).map_err(invalid)?;
+        let check = check_settings(spec.health_check.unwrap_or_default()).map_err(invalid)?;
         Ok(Self {
             address,
             services: spec.services.clone(),
@@ -88,6 +96,7 @@ impl CheckedVip {
             scheduler: spec.scheduler,
             persistence_seconds: spec.persistence_seconds,
             preferred_node: spec.preferred_node.clone(),
+            check,
         })
     }
 
@@ -114,6 +123,27 @@ impl CheckedVip {
             None => Ok(pool),
         }
     }
+}
+
+/// How backends are checked; `None`: not at all.
+fn check_settings(raw: HealthCheck) -> Result<Option<Settings>, String> {
+    let HealthCheck { type_, interval_seconds, timeout_seconds, failure_threshold, success_threshold } = raw;
+    for (field, value, most) in [
+        ("intervalSeconds", interval_seconds, 300),
+        ("timeoutSeconds", timeout_seconds, interval_seconds.min(60)),
+        ("failureThreshold", failure_threshold, 10),
+        ("successThreshold", success_threshold, 10),
+    ] {
+        if !(1..=most).contains(&value) {
+            return Err(format!("healthCheck.{field} is 1 to {most}, not {value}"));
+        }
+    }
+    Ok((type_ == HealthCheckType::Tcp).then(|| Settings {
+        interval: Duration::from_secs(interval_seconds.into()),
+        timeout: Duration::from_secs(timeout_seconds.into()),
+        failures: failure_threshold,
+        successes: success_threshold,
+    }))
 }
 
 fn check_services(services: &[ServiceRef]) -> Result<(), String> {
@@ -274,6 +304,7 @@ mod tests {
                 scheduler: Scheduler::default(),
                 persistence_seconds: None,
                 preferred_node: None,
+                health_check: None,
             },
         )
     }

@@ -5,10 +5,12 @@
 //!   API server --watch--> cluster --+                      +--> programmer (thread) --netlink--> kernel
 //!                                   +--> loop (this file) -+--> partner (task) --socket--> vip-node vrrp
 //!   programmer, partner --reports---+                      +--> writer (task) --status, Events--> API server
+//!   checks (tasks) ------verdicts---+                      +--> checks --connections--> backends
 //! ```
 //!
 //! The loop turns at each change and once a second; nothing in it waits for the API server or for the kernel.
 
+mod checks;
 mod cluster;
 mod guard;
 mod health;
@@ -36,6 +38,7 @@ use vip_core::api::{DataplaneStatus, Reason, VIPNodeStatus};
 use vip_core::desired::{Desired, Node, VipPlan};
 use vip_core::vrrp::Lan;
 
+use self::checks::Checker;
 use self::cluster::Cluster;
 use self::health::Health;
 use self::memory::{Memory, Refusal};
@@ -71,6 +74,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let memory = Memory::new(&args.state_dir, &args.node, &connection.cluster);
     let mut agent = Agent {
         cluster: Cluster::watch(&client, &args.node),
+        checker: Checker::new(),
         partner: Partner::start(&args.link).context("thread")?,
         programmer: Programmer::start(Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir))
             .context("thread")?,
@@ -101,6 +105,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 struct Agent {
     args: AgentArgs,
     cluster: Cluster,
+    checker: Checker,
     partner: Partner,
     programmer: Programmer,
     speaker: Speaker,
@@ -132,6 +137,7 @@ impl Agent {
             tokio::select! {
                 () = self.cluster.synced(), if !self.synced => self.synced = true,
                 () = self.cluster.changed() => {}
+                () = self.checker.changed() => {}
                 _ = programmed.changed() => {}
                 _ = reports.changed() => {}
                 () = sleep(TICK) => {}
@@ -161,7 +167,9 @@ impl Agent {
         self.lan.peers.clone_from(&view.peers);
         self.node.drained = view.drained;
         self.node.labels.clone_from(&view.labels);
-        let desired = Desired::new(&view.objects(), &self.node);
+        let objects = view.objects();
+        let mut desired = Desired::new(&objects, &self.node);
+        self.checker.turn(&objects, view, &self.lan, report, &mut desired);
         if self.generation == 0 || desired.tables != self.desired.tables {
             self.generation += 1;
             self.programmer.desire(self.generation, desired.tables.clone());

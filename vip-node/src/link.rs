@@ -92,6 +92,8 @@ pub struct RouterReport {
     pub source: Option<IpAddr>,
     /// Source address of the master's last advertisement, unless it is us.
     pub master: Option<IpAddr>,
+    /// The master whose silence made this node master lately, as long as it is not heard again.
+    pub lost: Option<IpAddr>,
     /// Another router of ours that goes on as master although this node is master and answers it: it does not hear us.
     pub rival: Option<IpAddr>,
     /// Addresses that are bound here now.

@@ -220,6 +220,7 @@ impl Expose<'_> {
                 scheduler: self.args.scheduler.unwrap_or_default(),
                 persistence_seconds: self.persistence,
                 preferred_node: None,
+                health_check: None,
             },
         );
         let params = PostParams {

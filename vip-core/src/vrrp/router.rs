@@ -16,6 +16,8 @@ use crate::api::VrrpState;
 const HANDOVER: Duration = Duration::from_secs(1);
 /// Advertisements that may be missed before a master is taken for dead (RFC 9568 section 6.1: Active_Down_Interval).
 const MISSED: u32 = 3;
+/// How long a takeover counts as fresh: until then the endpoints on the lost node are suspected where nothing else tells.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Router {
     silence: Silence,
     lower: Option<Lower>,
     handover: Option<Handover>,
+    /// The master whose silence made this one master, and when.
+    lost: Option<(IpAddr, Duration)>,
     /// When an advertisement that loses was answered last.
     answered: Option<Duration>,
     /// When this master has spoken last.
@@ -94,6 +98,7 @@ impl Router {
             silence,
             lower: None,
             handover: None,
+            lost: None,
             answered: None,
             spoken: Duration::ZERO,
         }
@@ -117,6 +122,12 @@ impl Router {
     /// Who is master as far as it has heard; `None` when it is itself, or nobody is known.
     pub fn master(&self) -> Option<IpAddr> {
         self.master
+    }
+
+    /// The master whose silence made this one master less than a minute ago, if it was not heard since. One that said
+    /// goodbye is not lost.
+    pub fn lost(&self, now: Duration) -> Option<IpAddr> {
+        self.lost.filter(|(_, since)| now < *since + FRESH).map(|(address, _)| address)
     }
 
     /// When [`Router::timeout`] is to be called.
@@ -143,7 +154,12 @@ impl Router {
         match (self.state, self.handover) {
             (VrrpState::Init, _) => Vec::new(),
             // (section 6.4.2: the Active_Down_Timer fires)
-            (VrrpState::Backup, _) => self.become_master(now),
+            (VrrpState::Backup, _) => {
+                let lost = self.master.filter(|_| self.lower.is_none_or(|lower| now >= self.dead(lower)));
+                let actions = self.become_master(now);
+                self.lost = lost.map(|master| (master, now));
+                actions
+            }
             (VrrpState::Master, Some(handover)) if now < handover.ends => self.give_up(now, handover),
             (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(),
             // (section 6.4.3: the Adver_Timer fires) And nobody took what was offered.
@@ -156,6 +172,7 @@ impl Router {
 
     /// An accepted advertisement from another router.
     pub fn receive(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
+        self.lost = self.lost.filter(|(address, _)| *address != from);
         match (self.state, self.handover) {
             (VrrpState::Init, _) => Vec::new(),
             (VrrpState::Backup, _) => {
@@ -296,6 +313,7 @@ impl Router {
         self.deadline = None;
         self.master = None;
         self.handover = None;
+        self.lost = None;
         actions.push(Action::Left);
         actions
     }
@@ -318,6 +336,7 @@ impl Router {
     fn become_backup(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
         self.state = VrrpState::Backup;
         self.handover = None;
+        self.lost = None;
         self.master = Some(from);
         self.follow(now, timers::from_centiseconds(advert.interval));
         self.deadline = Some(self.down());
@@ -336,12 +355,14 @@ impl Router {
         let Silence { since, missed, interval } = self.silence;
         let down = since + interval * missed + timers::skew(self.config.priority, interval);
         match (self.config.preempt, self.lower) {
-            (Some(delay), Some(lower)) => {
-                let dead = lower.heard + timers::down(self.config.priority, lower.interval);
-                dead.clamp(down, down + delay)
-            }
+            (Some(delay), Some(lower)) => self.dead(lower).clamp(down, down + delay),
             _ => down,
         }
+    }
+
+    /// When a lower master counts as dead.
+    fn dead(&self, lower: Lower) -> Duration {
+        lower.heard + timers::down(self.config.priority, lower.interval)
     }
 
     /// A backup's settings have changed.
