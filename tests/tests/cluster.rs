@@ -1,6 +1,8 @@
 //! The cluster tier: the product installed in a real three-node cluster, and what its users rely on. The tests share
 //! one lab and cut its links, so they run one after another.
 
+#[path = "cluster/checks.rs"]
+mod checks;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/install.rs"]

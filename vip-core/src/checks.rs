@@ -297,6 +297,7 @@ impl Checks {
                             after.insert(to.ip());
                         } else {
                             **weight = 0;
+                            plan.shunned.insert(*to);
                         }
                     }
                 }

@@ -4,7 +4,7 @@ mod clients;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,6 +107,8 @@ pub struct VipPlan {
     pub check: Option<Settings>,
     /// What IPVS sends to.
     pub backends: Backends,
+    /// Backends that Kubernetes calls ready and that get no connections, because their checks fail or their node is silent.
+    pub shunned: BTreeSet<SocketAddr>,
     /// What is wrong with the object or its Services, the gravest first.
     pub troubles: Vec<Trouble>,
     /// The interface on which this node may own it, or why it may not.
@@ -142,6 +144,7 @@ impl VipPlan {
             parts: Vec::new(),
             check: None,
             backends: Backends::default(),
+            shunned: BTreeSet::new(),
             troubles: vec![trouble.clone()],
             candidate: Err(trouble),
         }
@@ -252,6 +255,7 @@ fn plan_vip(
         parts: Vec::new(),
         check: vip.check,
         backends: Backends::default(),
+        shunned: BTreeSet::new(),
         troubles: Vec::new(),
         candidate: candidate(address, pool, node),
     };

@@ -340,6 +340,13 @@ mod tests {
     fn good_virtual_ips() {
         let vip = CheckedVip::new(&raw_vip("10.0.0.9", "10.0.0.9")).unwrap();
         assert_eq!((vip.address.to_string(), vip.virtual_router), ("10.0.0.9".to_owned(), 100));
+        let check = vip.check.unwrap();
+        assert_eq!((check.interval, check.timeout), (Duration::from_secs(5), Duration::from_secs(3)));
+        assert_eq!((check.failures, check.successes), (2, 1));
+        let mut unchecked = raw_vip("10.0.0.9", "10.0.0.9");
+        unchecked.spec.health_check =
+            Some(HealthCheck { type_: HealthCheckType::None, ..HealthCheck::default() });
+        assert_eq!(CheckedVip::new(&unchecked).unwrap().check, None);
         let v6 = CheckedVip::new(&raw_vip("fd87-0-0-0-0-0-2-50", "fd87::2:50")).unwrap();
         assert_eq!(v6.name(), "fd87-0-0-0-0-0-2-50");
     }
@@ -376,6 +383,19 @@ mod tests {
         assert!(
             vip_fault("10.0.0.9", "10.0.0.9", |s| s.persistence_seconds = Some(0)).contains("1 to 86400")
         );
+        let check = |change: fn(&mut HealthCheck)| {
+            let mut check = HealthCheck::default();
+            change(&mut check);
+            vip_fault("10.0.0.9", "10.0.0.9", |s| s.health_check = Some(check))
+        };
+        for (fault, words) in [
+            (check(|c| c.interval_seconds = 0), "healthCheck.intervalSeconds is 1 to 300, not 0"),
+            (check(|c| c.interval_seconds = 2), "healthCheck.timeoutSeconds is 1 to 2, not 3"),
+            (check(|c| c.failure_threshold = 11), "healthCheck.failureThreshold is 1 to 10, not 11"),
+            (check(|c| c.success_threshold = 0), "healthCheck.successThreshold is 1 to 10, not 0"),
+        ] {
+            assert_eq!(fault, format!("VirtualIP 10.0.0.9: {words}"));
+        }
         assert!(
             vip_fault("10.0.0.9", "10.0.0.9", |s| s.services.push(s.services[0].clone()))
                 .contains("service shop/web twice")

@@ -103,6 +103,21 @@ fn numbers_and_lists_have_bounds() {
         (changed(json!({ "scheduler": "best" })), r#"supported values: "rr", "wrr", "lc", "wlc","#),
         (changed(json!({ "persistenceSeconds": 0 })), "should be greater than or equal to 1"),
         (changed(json!({ "persistenceSeconds": 86401 })), "should be less than or equal to 86400"),
+        (changed(json!({ "healthCheck": { "type": "HTTP" } })), r#"supported values: "TCP", "None""#),
+        (
+            changed(json!({ "healthCheck": { "intervalSeconds": 301 } })),
+            "should be less than or equal to 300",
+        ),
+        (changed(json!({ "healthCheck": { "timeoutSeconds": 0 } })), "should be greater than or equal to 1"),
+        (changed(json!({ "healthCheck": { "failureThreshold": 11 } })), "should be less than or equal to 10"),
+        (
+            changed(json!({ "healthCheck": { "successThreshold": 0 } })),
+            "should be greater than or equal to 1",
+        ),
+        (
+            changed(json!({ "healthCheck": { "intervalSeconds": 2 } })),
+            "timeoutSeconds (3 unless set) must not be longer than intervalSeconds",
+        ),
         (changed(json!({ "services": nine })), "spec.services: Too many: 9: must have at most 8 items"),
         (
             changed(json!({ "services": [service("shop", "web"), service("shop", "web")] })),
@@ -189,6 +204,10 @@ fn good_objects_pass() {
         named("fd87-0-0-0-0-0-1-ab", "fd87::1:ab"),
         named("2001-db8-1-2-3-4-5-6", "2001:db8:1:2:3:4:5:6"),
         changed(json!({ "virtualRouter": 255, "persistenceSeconds": 86400 })),
+        changed(json!({ "healthCheck": { "type": "None" } })),
+        changed(
+            json!({ "healthCheck": { "intervalSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 10 } }),
+        ),
         pool(all),
     ];
     for object in others.iter().chain(&schedulers) {
@@ -204,6 +223,10 @@ fn what_is_left_out_has_a_default() {
         stored["spec"].clone()
     };
     assert_eq!(spec(&changed(json!({})))["scheduler"], "wlc");
+    assert_eq!(
+        spec(&changed(json!({ "healthCheck": {} })))["healthCheck"],
+        json!({ "type": "TCP", "intervalSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 2, "successThreshold": 1 })
+    );
     assert_eq!(spec(&pool(json!({})))["autoAssign"], true);
 }
 

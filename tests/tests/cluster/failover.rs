@@ -11,16 +11,16 @@ use lab::{Lab, Node, command, product};
 use super::{Exposed, check, installed, web};
 
 /// Requests every 20 ms, as an impatient client would.
-const EVERY: Duration = Duration::from_millis(20);
+pub(super) const EVERY: Duration = Duration::from_millis(20);
 
 /// A node whose link is cut. It is plugged in again in any case: other tests need it.
-struct Cut {
+pub(super) struct Cut {
     lab: &'static Lab,
     node: u8,
 }
 
 impl Cut {
-    fn new(lab: &'static Lab, node: u8) -> Result<Self> {
+    pub(super) fn new(lab: &'static Lab, node: u8) -> Result<Self> {
         let this = Self { lab, node };
         lab.unplug(node)?;
         Ok(this)

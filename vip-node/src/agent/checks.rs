@@ -153,3 +153,38 @@ fn is_ours(error: &io::Error) -> bool {
         [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL, Errno::EPERM];
     lacking.contains(&Errno::from_raw(number))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+
+    use vip_core::checks::Settings;
+    use vip_core::plan::Protocol;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn connections_tell_who_answers() {
+        let listen = |address: &str| TcpListener::bind(address).unwrap();
+        let (four, six, shut) = (listen("127.0.0.1:0"), listen("[::1]:0"), listen("127.0.0.1:0"));
+        let address = |listener: &TcpListener| listener.local_addr().unwrap();
+        let (good, shut_at) = ([address(&four), address(&six)], address(&shut));
+        let interval = Duration::from_millis(100);
+        let settings = Settings { interval, timeout: interval, failures: 2, successes: 1 };
+        let wanted = |all: &[SocketAddr]| all.iter().map(|to| (*to, settings)).collect::<BTreeMap<_, _>>();
+
+        let mut checker = Checker::new();
+        checker.checks.want(Duration::ZERO, &wanted(&[good[0], good[1], shut_at]));
+        // No probe tells of a good one: its verdict stands.
+        assert!(timeout(interval * 3, checker.changed()).await.is_err());
+        drop(shut);
+        checker.changed().await;
+        assert_eq!(checker.checks.verdict(Protocol::Tcp, shut_at), Verdict::Failing);
+        let back = TcpListener::bind(shut_at).unwrap();
+        checker.changed().await;
+        drop(back);
+        for to in [good[0], good[1], shut_at] {
+            assert_eq!(checker.checks.verdict(Protocol::Tcp, to), Verdict::Healthy, "{to}");
+        }
+    }
+}

@@ -199,7 +199,12 @@ fn programming(plan: &VipPlan, programmed: &Programmed) -> Verdict {
         let message = "a bare address: all ports of its node answer".to_owned();
         return Verdict { holds: true, reason: Reason::NoServices, message };
     }
-    let message = format!("{} ports are sent to {} backends", plan.keys.len(), plan.backends.ready);
+    let shunned = match (plan.shunned.first(), plan.shunned.len()) {
+        (None, _) => String::new(),
+        (Some(one), 1) => format!("; {one} does not pass its check"),
+        (Some(one), all) => format!("; {one} and {} more do not pass their checks", all - 1),
+    };
+    let message = format!("{} ports are sent to {} backends{shunned}", plan.keys.len(), plan.backends.ready);
     Verdict { holds: true, reason: Reason::Programmed, message }
 }
 
