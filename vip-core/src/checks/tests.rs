@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::api::Backends;
+use crate::desired::Node;
 use crate::plan::{ServiceKey, Settings as Balancing, Tables, VirtualService};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -183,6 +184,11 @@ fn when_all_fail_all_are_kept_and_it_is_said() {
     scene.pass(SECOND * 20);
     let both = vec![Reason::BackendsFailing; 2];
     assert_eq!(scene.serving(), (vec![1, 2], vec![1, 2], 2, both), "TCP and UDP");
+    let mut desired = scene.desired.clone();
+    scene.checks.apply(&mut desired, &owned());
+    let node = Node { name: "node-1".to_owned(), ..Node::default() };
+    let enter = |desired: &Desired| desired.elections(&node, &[], SECOND, |_| true);
+    assert_eq!(enter(&desired), enter(&scene.desired), "it is no reason to give the address away");
     // One of them back: the other goes.
     scene.dead.remove(&1);
     scene.pass(SECOND * 6);
