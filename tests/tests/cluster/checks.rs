@@ -1,6 +1,10 @@
 //! Active checks: what a new owner does about the pods of a node that is gone, long before Kubernetes notices.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, command, product};
@@ -11,32 +15,36 @@ use super::{Exposed, check, installed, web};
 /// Kubernetes calls the endpoints of a lost node ready for 40 seconds: half of that is watched.
 const WATCHED: Duration = Duration::from_secs(20);
 
-/// Unplugs the owner, counts the requests that fail until the end, and looks at the new owner's kernel.
-fn lose_the_owner(lab: &'static Lab, exposed: &Exposed, owner: u8) -> Result<Cut> {
+/// Unplugs the owner and counts the requests that fail from then on. `look` is done when another owner serves.
+fn lose_the_owner(
+    lab: &'static Lab,
+    exposed: &Exposed,
+    owner: u8,
+    look: impl FnOnce() -> Result<()>,
+) -> Result<Cut> {
     let pods = web(lab)?.pods()?;
-    let lost =
-        pods.values().find(|pod| pod.node == format!("node-{owner}")).context("no pod on the owner")?;
-    let lost = format!("{}:8080", lost.address);
-    let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
-    watch.wait_answers(100, Duration::from_secs(15))?;
-    let cut = Cut::new(lab, owner)?;
-    let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
-    thread::sleep(WATCHED);
-    let weights = product::destinations(&lab.node(next.number), exposed.vip, 80)?;
-    let report = watch.stop();
-    println!("{report}\n{weights:?} on {}", next.node);
-
     let expected: BTreeMap<String, u32> = pods
         .values()
-        .map(|pod| format!("{}:8080", pod.address))
-        .map(|pod| (pod.clone(), u32::from(pod != lost)))
+        .map(|pod| (format!("{}:8080", pod.address), u32::from(pod.node != format!("node-{owner}"))))
         .collect();
-    ensure!(weights == expected, "{}: {weights:?}, wanted {expected:?}", next.node);
+    let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
+    watch.wait_answers(100, Duration::from_secs(15))?;
+    let (cut, since) = (Cut::new(lab, owner)?, Instant::now());
+    let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
+    command::until("the lost pod to have weight 0", Duration::from_secs(10), || {
+        let weights = product::destinations(&lab.node(next.number), exposed.vip, 80)?;
+        ensure!(weights == expected, "{weights:?} on {}", next.node);
+        Ok(Some(()))
+    })?;
+    look()?;
+    thread::sleep(WATCHED.saturating_sub(since.elapsed()));
+    let report = watch.stop();
+    println!("{report}");
     ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
     // While nobody owned the address all requests fail, and those that were under way then.
     let unowned = usize::try_from(report.longest_gap.as_millis() / EVERY.as_millis())? + 2;
     let allowed = unowned + report.requests / 100;
-    ensure!(report.failures <= allowed, "{} may fail: {report}", allowed);
+    ensure!(report.failures <= allowed, "{allowed} may fail: {report}");
     Ok(cut)
 }
 
@@ -45,12 +53,15 @@ fn the_pods_of_a_lost_owner_get_no_requests() {
     check(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "suspects")?;
-        let cut = lose_the_owner(lab, &exposed, exposed.owner.number)?;
-        let told = ["{.status.backends.ready}", "{.status.conditions[?(@.type==\"Programmed\")].message}"];
-        let told: Vec<String> =
-            told.iter().map(|path| product::field(lab, exposed.vip, path)).collect::<Result<_>>()?;
-        drop(cut);
-        ensure!(told[0] == "2" && told[1].contains("does not pass its check"), "{told:?}");
+        drop(lose_the_owner(lab, &exposed, exposed.owner.number, || {
+            command::until("the status to tell", Duration::from_secs(15), || {
+                let ready = product::field(lab, exposed.vip, "{.status.backends.ready}")?;
+                let message = "{.status.conditions[?(@.type==\"Programmed\")].message}";
+                let message = product::field(lab, exposed.vip, message)?;
+                ensure!(ready == "2" && message.contains("does not pass its check"), "{ready}: {message}");
+                Ok(Some(()))
+            })
+        })?);
         let owner = product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
         command::until("all pods to get requests again", Duration::from_secs(60), || {
             let weights = product::destinations(&lab.node(owner.number), exposed.vip, 80)?;
@@ -58,7 +69,7 @@ fn the_pods_of_a_lost_owner_get_no_requests() {
         })?;
 
         lab.stop_apiserver()?;
-        let without = lose_the_owner(lab, &exposed, owner.number);
+        let without = lose_the_owner(lab, &exposed, owner.number, || Ok(()));
         lab.start_apiserver()?;
         drop(without.context("with the API server down")?);
         product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
