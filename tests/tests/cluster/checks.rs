@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, command, product};
+use lab::{Lab, command, product, workload::Pod};
 
 use super::failover::{Cut, EVERY};
 use super::{Exposed, check, installed, web};
@@ -23,17 +23,19 @@ fn lose_the_owner(
     look: impl FnOnce() -> Result<()>,
 ) -> Result<Cut> {
     let pods = web(lab)?.pods()?;
-    let expected: BTreeMap<String, u32> = pods
-        .values()
-        .map(|pod| (format!("{}:8080", pod.address), u32::from(pod.node != format!("node-{owner}"))))
-        .collect();
+    let (lost, others): (Vec<_>, Vec<_>) = pods.values().partition(|pod| pod.node == format!("node-{owner}"));
+    let weights_of = |pods: &[&Pod], weights: &BTreeMap<String, u32>| -> Vec<u32> {
+        pods.iter().filter_map(|pod| weights.get(&format!("{}:8080", pod.address)).copied()).collect()
+    };
     let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
     watch.wait_answers(100, Duration::from_secs(15))?;
     let (cut, since) = (Cut::new(lab, owner)?, Instant::now());
     let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
-    command::until("the lost pod to have weight 0", Duration::from_secs(10), || {
+    command::until("the lost pod to get nothing", Duration::from_secs(10), || {
         let weights = product::destinations(&lab.node(next.number), exposed.vip, 80)?;
-        ensure!(weights == expected, "{weights:?} on {}", next.node);
+        let (lost, others) = (weights_of(&lost, &weights), weights_of(&others, &weights));
+        // On a slow machine Kubernetes may have noticed meanwhile: then it is gone.
+        ensure!(lost.iter().all(|weight| *weight == 0) && others == [1, 1], "{weights:?} on {}", next.node);
         Ok(Some(()))
     })?;
     look()?;
@@ -56,9 +58,7 @@ fn the_pods_of_a_lost_owner_get_no_requests() {
         drop(lose_the_owner(lab, &exposed, exposed.owner.number, || {
             command::until("the status to tell", Duration::from_secs(15), || {
                 let ready = product::field(lab, exposed.vip, "{.status.backends.ready}")?;
-                let message = "{.status.conditions[?(@.type==\"Programmed\")].message}";
-                let message = product::field(lab, exposed.vip, message)?;
-                ensure!(ready == "2" && message.contains("does not pass its check"), "{ready}: {message}");
+                ensure!(ready == "2", "{ready} backends get connections");
                 Ok(Some(()))
             })
         })?);
