@@ -1,5 +1,7 @@
 //! Checks on simulated time: a pod answers or not, by its last octet.
 
+use std::ops::Range;
+
 use super::*;
 use crate::api::Backends;
 use crate::desired::Node;
@@ -40,7 +42,7 @@ fn desired(pods: u8) -> Desired {
         fresh: false,
         bare: false,
         keys: keys.clone(),
-        parts: vec![0..2],
+        parts: vec![Range { start: 0, end: 2 }],
         check: Some(SETTINGS),
         backends: Backends { ready: pods.into(), total: pods.into() },
         shunned: BTreeSet::new(),
