@@ -28,6 +28,7 @@ mod exec;
 pub mod guest;
 pub mod image;
 pub mod interrupt;
+pub mod keepalived;
 pub mod kernel;
 mod lab;
 mod lan;

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 
-use crate::{binaries, command, kernel, paths};
+use crate::{binaries, command, keepalived, kernel, paths};
 
 /// A program and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 22] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ipvsadm", "ipvsadm"),
@@ -34,15 +34,20 @@ const PROGRAMS: [(&str, &str); 21] = [
     ("curl", "curl"),
     ("python3", "python3"),
     ("cc", "gcc"),
+    ("make", "make"),
     ("/usr/include/stdio.h", "libc6-dev"),
 ];
 
 const LONG: Duration = Duration::from_secs(900);
 
-/// Installs everything that is missing: packages, the machine's kernel, Kubernetes.
+/// Installs everything that is missing: packages, the machine's kernel, a newer keepalived, Kubernetes.
 pub fn install() -> Result<()> {
     packages()?;
     machine_kernel()?;
+    // Two tests need it, and they say so: a cluster does not.
+    if let Err(error) = keepalived::build() {
+        eprintln!("keepalived is not built: {error:#}");
+    }
     binaries::build()
 }
 

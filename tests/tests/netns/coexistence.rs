@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{Host, Segment, command};
-use vip_core::vrrp::{Lan, Peer};
+use vip_core::vrrp::{ChecksumPolicy, Lan, Peer};
 
 use crate::keepalived::{Keepalived, LINK_LOCAL, Settings};
 use crate::vrrp::{SOON, VIP, VIP6, Vrrp, config, has};
@@ -19,34 +19,50 @@ fn addresses(settings: &Settings) -> Vec<IpAddr> {
     if settings.ipv6 { vec![LINK_LOCAL.into(), VIP6.into()] } else { vec![VIP.into()] }
 }
 
-/// Ours on host 1, keepalived on host 2; each is master once, and then keepalived stops.
+/// Ours on host 1, keepalived on host 2; each is master once and goes, and once keepalived takes over from ours that runs.
 fn both_ways_round(segment: &Segment, settings: &Settings, lan: &Lan) -> Result<()> {
     let vips = addresses(settings);
     let vip = vips[vips.len() - 1];
-    for (ours, theirs) in [(200, 100), (100, 200)] {
-        let keepalived =
-            Keepalived::start_with(segment.host(2), &Settings { priority: theirs, ..settings.clone() })?;
+    for (ours, theirs, first) in [(200, 100, 1), (100, 200, 2), (100, 200, 1)] {
+        let start =
+            || Keepalived::start_with(segment.host(2), &Settings { priority: theirs, ..settings.clone() });
+        let mut keepalived = if first == 2 { Some(start()?) } else { None };
+        if first == 2 {
+            wait_owner(segment, vip, 2)?;
+        }
         let alone = [Vrrp::start(segment.host(1), 1)?];
         alone[0].elect_all(vec![config(ours, &vips)], lan.clone())?;
+        if first == 1 {
+            wait_owner(segment, vip, 1)?;
+            keepalived = Some(start()?);
+        }
+        let keepalived = keepalived.context("keepalived was not started")?;
         let owner = if ours > theirs { 1 } else { 2 };
-        // Whoever was first may stay: ours does not preempt.
-        let settled = settle(segment, vip)?;
-        ensure!(ours > theirs || settled == owner, "host {settled} is master with {ours} against {theirs}");
+        wait_owner(segment, vip, owner)?;
         let (none, both) = watch(segment, vip, Duration::from_secs(1))?;
         ensure!(none + both == 0, "{ours} against {theirs}: {none} times nobody, {both} times both had it");
-        if settled == 2 {
+        // What came before ours was told of the election is counted as that of an unknown virtual router.
+        let mut refused = alone[0].report().refused;
+        refused.retain(|kind, count| kind != "vrid" && *count > 0);
+        ensure!(refused.is_empty(), "{ours} against {theirs}: refused {refused:?}");
+        if owner == 2 {
             keepalived.stop()?;
             one_owner_of(&alone, vip)?;
         } else {
             // Ours ends, keepalived takes over.
             alone[0].elect_all(Vec::new(), lan.clone())?;
-            command::until("keepalived to take over", SOON, || {
-                Ok((settle(segment, vip)? == 2).then_some(()))
-            })?;
+            wait_owner(segment, vip, 2)?;
             keepalived.stop()?;
         }
     }
     Ok(())
+}
+
+/// Waits until that host has the address, and nothing moves.
+fn wait_owner(segment: &Segment, vip: IpAddr, number: u8) -> Result<()> {
+    command::until(&format!("host {number} to be the owner"), SOON, || {
+        Ok((settle(segment, vip)? == number).then_some(()))
+    })
 }
 
 /// The host that has the address, after a while in which nothing moved.
@@ -91,6 +107,22 @@ fn link_local(host: &Host) -> Result<Ipv6Addr> {
 #[test]
 fn beside_keepalived_there_is_one_owner() -> Result<()> {
     both_ways_round(&Segment::new(2)?, &Settings::default(), &Lan::default())
+}
+
+#[test]
+fn beside_keepalived_without_the_pseudo_header() -> Result<()> {
+    let settings = Settings { plain_checksum: true, ..Settings::default() };
+    // Such a keepalived checks no sum, so that ours may send either form.
+    for checksum in [ChecksumPolicy::Plain, ChecksumPolicy::Either] {
+        both_ways_round(&Segment::new(2)?, &settings, &Lan { checksum, ..Lan::default() })?;
+    }
+    // It is the other form indeed: who wants none but the usual one refuses it.
+    let segment = Segment::new(2)?;
+    let _keepalived = Keepalived::start_with(segment.host(2), &Settings { priority: 200, ..settings })?;
+    let strict = Vrrp::start(segment.host(1), 1)?;
+    let lan = Lan { checksum: ChecksumPolicy::PseudoHeader, ..Lan::default() };
+    strict.elect_all(vec![config(100, &[VIP.into()])], lan)?;
+    command::until("an advert to be refused", SOON, || Ok((strict.refused("checksum") > 0).then_some(())))
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub struct Settings {
     pub ipv6: bool,
     /// Its own address and the only peer's.
     pub unicast: Option<(IpAddr, IpAddr)>,
+    /// `v3_checksum_as_v2`, which only a newer one than the distribution's knows.
+    pub plain_checksum: bool,
 }
 
 impl Keepalived {
@@ -46,6 +48,11 @@ impl Keepalived {
             // Without it, it sends a hop limit of 64 over IPv6.
             more += &format!(" unicast_src_ip {own}\n unicast_ttl 255\n unicast_peer {{ {peer} }}\n");
         }
+        let mut program = Command::new("keepalived");
+        if settings.plain_checksum {
+            program = Command::new(lab::keepalived::path()?);
+            more += " v3_checksum_as_v2\n";
+        }
         // Its first IPv6 address has to be link-local.
         let vips = if settings.ipv6 { format!("{LINK_LOCAL}/128\n {VIP6}/128") } else { format!("{VIP}/32") };
         let priority = settings.priority;
@@ -57,8 +64,7 @@ impl Keepalived {
             ),
         )?;
         let log = fs::File::create(folder.join("log"))?;
-        let mut program = Command::new("keepalived");
-        program.args(["--dont-fork", "--log-console", "--vrrp", "--use-file"]).arg(&config);
+        program.args(["--dont-fork", "--log-console", "--use-file"]).arg(&config);
         program.arg("--pid").arg(folder.join("pid")).arg("--vrrp_pid").arg(folder.join("vrrp.pid"));
         let process = host.spawn(program.stdout(log.try_clone()?).stderr(log))?;
         Ok(Self { process, folder })
