@@ -1,6 +1,7 @@
 //! Who answers ARP for an address: asked and heard on a packet socket, past the kernel's own cache.
 
 use std::{
+    fmt,
     net::Ipv4Addr,
     os::fd::AsRawFd,
     panic,
@@ -76,15 +77,15 @@ pub struct Answers {
 const PACE: Duration = Duration::from_millis(20);
 
 impl ArpWatch {
-    /// Asks from a namespace, at its interface `eth0`, until stopped.
-    pub fn start(netns: &Netns, sender: Ipv4Addr, address: Ipv4Addr) -> Self {
+    /// Asks from a namespace, at that interface of it, until stopped.
+    pub fn start(netns: &Netns, interface: &str, sender: Ipv4Addr, address: Ipv4Addr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (netns, done) = (netns.clone(), Arc::clone(&stop));
+        let (netns, interface, done) = (netns.clone(), interface.to_owned(), Arc::clone(&stop));
         let asking = thread::spawn(move || {
             netns.enter()?;
             let mut tally = Tally::default();
             while !done.load(Ordering::Relaxed) {
-                let answers = owners("eth0", sender, address, PACE)?.len();
+                let answers = owners(&interface, sender, address, PACE)?.len();
                 tally.add(Instant::now(), answers);
             }
             Ok(tally.longest)
@@ -96,6 +97,12 @@ impl ArpWatch {
     pub fn stop(self) -> Result<Answers> {
         self.stop.store(true, Ordering::Relaxed);
         self.asking.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+}
+
+impl fmt::Display for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ARP: nobody for {} ms, two for {} ms", self.none.as_millis(), self.several.as_millis())
     }
 }
 

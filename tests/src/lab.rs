@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    arp, binaries,
+    arp::{self, ArpWatch},
+    binaries,
     client::Client,
     command::{self, Output},
     control_plane::ControlPlane,
@@ -371,6 +372,11 @@ impl Lab {
     /// The MAC addresses that answer ARP for an address, asked once and heard for `window`.
     pub fn arp_owner(&self, address: Ipv4Addr, window: Duration) -> Result<Vec<String>> {
         self.netns.run(|| arp::owners(BRIDGE, lan::GATEWAY, address, window))?
+    }
+
+    /// A host on the LAN that goes on asking who has an address.
+    pub fn arp_watch(&self, address: Ipv4Addr) -> ArpWatch {
+        ArpWatch::start(&self.netns, BRIDGE, lan::GATEWAY, address)
     }
 
     /// The number of the node whose network card has that MAC address.

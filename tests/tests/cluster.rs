@@ -13,6 +13,8 @@ mod ipv6;
 mod lab_itself;
 #[path = "cluster/neighbours.rs"]
 mod neighbours;
+#[path = "cluster/processes.rs"]
+mod processes;
 #[path = "cluster/services.rs"]
 mod services;
 #[path = "cluster/traffic.rs"]

@@ -68,12 +68,10 @@ impl fmt::Display for Measured {
         let Self { warm, arp } = self;
         write!(
             f,
-            "{} of {} requests failed, longest gap {} ms; ARP: nobody for {} ms, two for {} ms",
+            "{} of {} requests failed, longest gap {} ms; {arp}",
             warm.failures,
             warm.requests,
-            warm.longest_gap.as_millis(),
-            arp.none.as_millis(),
-            arp.several.as_millis()
+            warm.longest_gap.as_millis()
         )
     }
 }
@@ -86,7 +84,7 @@ impl Fault {
         let url = format!("http://{vip}/");
         let watch = client.client().limit(LIMIT).watch(&url, Duration::from_millis(5))?;
         watch.wait_answers(50, SOON)?;
-        let arp = ArpWatch::start(client.netns(), client.address(), vip);
+        let arp = ArpWatch::start(client.netns(), "eth0", client.address(), vip);
         thread::sleep(Duration::from_millis(200));
         for _ in 0..self.times {
             let node = &mut scene.nodes[owner];
