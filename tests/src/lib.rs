@@ -32,6 +32,7 @@ pub mod keepalived;
 pub mod kernel;
 mod lab;
 mod lan;
+pub mod memory;
 pub mod netns;
 pub mod paths;
 mod pki;

@@ -15,30 +15,43 @@ const LIMIT: Duration = Duration::from_millis(900);
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     parts: &'static [Part],
-    /// KILL, or STOP and after some seconds CONT.
-    signal: &'static str,
+    what: What,
     /// Twice in a row, the second time when the process is back for half a second.
     pub times: u32,
 }
 
-const fn fault(parts: &'static [Part], signal: &'static str, times: u32) -> Fault {
-    Fault { parts, signal, times }
+/// What happens to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Killed,
+    /// Stopped, and after some seconds it goes on.
+    Stopped,
+    /// Killed by the kernel.
+    OutOfMemory,
+}
+
+const fn fault(parts: &'static [Part], what: What, times: u32) -> Fault {
+    Fault { parts, what, times }
 }
 
 /// All of them, the mildest first.
-pub const ALL: [Fault; 12] = [
-    fault(&[Part::Agent], "KILL", 1),
-    fault(&[Part::Agent], "KILL", 2),
-    fault(&[Part::Agent], "STOP", 1),
-    fault(&[Part::Agent], "STOP", 2),
-    fault(&[Part::Vrrp], "KILL", 1),
-    fault(&[Part::Vrrp], "KILL", 2),
-    fault(&[Part::Vrrp], "STOP", 1),
-    fault(&[Part::Vrrp], "STOP", 2),
-    fault(&[Part::Vrrp, Part::Agent], "KILL", 1),
-    fault(&[Part::Vrrp, Part::Agent], "KILL", 2),
-    fault(&[Part::Vrrp, Part::Agent], "STOP", 1),
-    fault(&[Part::Vrrp, Part::Agent], "STOP", 2),
+pub const ALL: [Fault; 16] = [
+    fault(&[Part::Agent], What::Killed, 1),
+    fault(&[Part::Agent], What::Killed, 2),
+    fault(&[Part::Agent], What::Stopped, 1),
+    fault(&[Part::Agent], What::Stopped, 2),
+    fault(&[Part::Agent], What::OutOfMemory, 1),
+    fault(&[Part::Agent], What::OutOfMemory, 2),
+    fault(&[Part::Vrrp], What::Killed, 1),
+    fault(&[Part::Vrrp], What::Killed, 2),
+    fault(&[Part::Vrrp], What::Stopped, 1),
+    fault(&[Part::Vrrp], What::Stopped, 2),
+    fault(&[Part::Vrrp], What::OutOfMemory, 1),
+    fault(&[Part::Vrrp], What::OutOfMemory, 2),
+    fault(&[Part::Vrrp, Part::Agent], What::Killed, 1),
+    fault(&[Part::Vrrp, Part::Agent], What::Killed, 2),
+    fault(&[Part::Vrrp, Part::Agent], What::Stopped, 1),
+    fault(&[Part::Vrrp, Part::Agent], What::Stopped, 2),
 ];
 
 /// What was seen from the moment of the fault until everything is as before.
@@ -53,13 +66,12 @@ pub struct Measured {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts: Vec<String> = self.parts.iter().map(|part| format!("{part:?}").to_lowercase()).collect();
-        write!(
-            f,
-            "SIG{} of {}{}",
-            self.signal,
-            parts.join(" and "),
-            if self.times > 1 { ", twice" } else { "" }
-        )
+        let what = match self.what {
+            What::Killed => "SIGKILL",
+            What::Stopped => "SIGSTOP",
+            What::OutOfMemory => "OOM kill",
+        };
+        write!(f, "{what} of {}{}", parts.join(" and "), if self.times > 1 { ", twice" } else { "" })
     }
 }
 
@@ -89,17 +101,18 @@ impl Fault {
         for _ in 0..self.times {
             let node = &mut scene.nodes[owner];
             for part in self.parts {
-                match self.signal {
-                    "KILL" => node.kill(*part)?,
-                    signal => node.signal(*part, signal)?,
+                match self.what {
+                    What::Killed => node.kill(*part)?,
+                    What::Stopped => node.signal(*part, "STOP")?,
+                    What::OutOfMemory => node.starve(*part)?,
                 }
             }
             // A kubelet takes a second to start a container again.
-            thread::sleep(Duration::from_millis(if self.signal == "KILL" { 1000 } else { 5000 }));
+            thread::sleep(Duration::from_millis(if self.what == What::Stopped { 5000 } else { 1000 }));
             for part in self.parts {
-                match self.signal {
-                    "KILL" => node.launch(*part)?,
-                    _ => node.signal(*part, "CONT")?,
+                match self.what {
+                    What::Stopped => node.signal(*part, "CONT")?,
+                    What::Killed | What::OutOfMemory => node.launch(*part)?,
                 }
             }
             thread::sleep(Duration::from_millis(500));

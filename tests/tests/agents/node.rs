@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use lab::{Host, Lab, Server, command, paths, product};
+use lab::{Host, Lab, Server, command, memory, paths, product};
 use serde_json::{Value, json};
 
 /// The processes of a node.
@@ -68,6 +68,15 @@ impl<'a> Node<'a> {
     pub fn signal(&mut self, part: Part, signal: &str) -> Result<()> {
         let Some(child) = self.process(part) else { return Ok(()) };
         command::words(&["kill", &format!("-{signal}"), &child.id().to_string()])?.ok().map(drop)
+    }
+
+    /// Lets the kernel kill a process for want of memory.
+    pub fn starve(&mut self, part: Part) -> Result<()> {
+        if let Some(mut child) = self.process(part).take() {
+            memory::take_away(child.id())?;
+            child.wait()?;
+        }
+        Ok(())
     }
 
     /// Kills a process without a word.
