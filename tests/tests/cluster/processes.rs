@@ -167,26 +167,39 @@ fn vrrp_is_out_of_memory_and_there_is_one_owner() {
     });
 }
 
+/// How many requests are under way at a time when so many begin each second.
+fn under_way(lab: &Lab, url: &str, rate: u32) -> Result<usize> {
+    let mut took = (0..9).map(|_| Ok(lab.client().get(url)?.took)).collect::<Result<Vec<_>>>()?;
+    took.sort_unstable();
+    Ok((took[took.len() / 2].as_secs_f64() * f64::from(rate)).ceil() as usize)
+}
+
 #[test]
 fn the_daemonset_is_rolled_and_no_request_fails_for_want_of_an_owner() {
     check(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "rolled")?;
         let (watch, rate) = steady(lab, &exposed.url(), PATIENT, 1000)?;
+        let under_way = under_way(lab, &exposed.url(), rate)?;
         let arp = lab.arp_watch(exposed.vip);
         lab.kubectl(["rollout", "restart", "-n", "kubectl-vip", "daemonset/vip-node"])?.ok()?;
         wait_ready(lab)?;
-        let last = product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
+        let last = product::wait_one_owner(lab, exposed.vip, Duration::from_secs(60))?;
         let (report, answers) = (watch.stop(), arp.stop()?);
         println!(
-            "the DaemonSet rolled at {rate} requests/s, {} to {}: {} of {} requests failed, longest gap {} ms; {answers}",
+            "the DaemonSet rolled at {rate} requests/s, {under_way} of them under way at a time, {} to {}: {} of {} requests \
+             failed {:?}, longest gap {} ms; {answers}",
             exposed.owner.node,
             last.node,
             report.failures,
             report.requests,
+            report.by_failure,
             report.longest_gap.as_millis()
         );
-        println!("{:?}", report.by_failure);
+        // What is under way while the address moves may end with a reset: the new owner does not know its connection. Nothing
+        // else may fail, and each of the three nodes gives the address away once at most.
+        let resets = report.by_failure.get("connection reset").copied().unwrap_or_default();
+        ensure!(report.failures == resets && resets <= 3 * under_way, "{report}");
         exposed.remove(lab)
     });
 }
