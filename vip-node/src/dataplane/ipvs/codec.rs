@@ -299,12 +299,12 @@ mod tests {
     fn what_others_have_is_left_out_or_marked() {
         let marked = Attributes::new().u16(SVC_AF, AF_INET).u32(SVC_FWMARK, 7).text(SVC_SCHED_NAME, "rr");
         assert_eq!(service(Attributes::new().nested(SERVICE, &marked).as_bytes()), None);
-        let sctp = Attributes::new()
+        let esp = Attributes::new()
             .u16(SVC_AF, 2)
-            .u16(SVC_PROTOCOL, 132)
+            .u16(SVC_PROTOCOL, 50)
             .bytes(SVC_ADDR, &[0; 16])
             .be16(SVC_PORT, 9);
-        assert_eq!(service(Attributes::new().nested(SERVICE, &sctp).as_bytes()), None);
+        assert_eq!(service(Attributes::new().nested(SERVICE, &esp).as_bytes()), None);
         let odd =
             Attributes::new().u16(SVC_AF, 7).u16(SVC_PROTOCOL, 6).bytes(SVC_ADDR, &[0; 16]).be16(SVC_PORT, 9);
         assert_eq!(service(Attributes::new().nested(SERVICE, &odd).as_bytes()), None);
