@@ -19,10 +19,10 @@ const WATCHED: Duration = Duration::from_secs(20);
 fn lose_the_owner(
     lab: &'static Lab,
     exposed: &Exposed,
+    pods: &BTreeMap<String, Pod>,
     owner: u8,
     look: impl FnOnce() -> Result<()>,
 ) -> Result<Cut> {
-    let pods = web(lab)?.pods()?;
     let (lost, others): (Vec<_>, Vec<_>) = pods.values().partition(|pod| pod.node == format!("node-{owner}"));
     let weights_of = |pods: &[&Pod], weights: &BTreeMap<String, u32>| -> Vec<u32> {
         pods.iter().filter_map(|pod| weights.get(&format!("{}:8080", pod.address)).copied()).collect()
@@ -55,7 +55,8 @@ fn the_pods_of_a_lost_owner_get_no_requests() {
     check(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "suspects")?;
-        drop(lose_the_owner(lab, &exposed, exposed.owner.number, || {
+        let pods = web(lab)?.pods()?;
+        drop(lose_the_owner(lab, &exposed, &pods, exposed.owner.number, || {
             command::until("the status to tell", Duration::from_secs(15), || {
                 let ready = product::field(lab, exposed.vip, "{.status.backends.ready}")?;
                 ensure!(ready == "2", "{ready} backends get connections");
@@ -69,7 +70,7 @@ fn the_pods_of_a_lost_owner_get_no_requests() {
         })?;
 
         lab.stop_apiserver()?;
-        let without = lose_the_owner(lab, &exposed, owner.number, || Ok(()));
+        let without = lose_the_owner(lab, &exposed, &pods, owner.number, || Ok(()));
         lab.start_apiserver()?;
         drop(without.context("with the API server down")?);
         product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
