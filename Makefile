@@ -1,7 +1,7 @@
 # Every target does what it needs by itself; nothing has to be run before.
 LAB := cargo run --quiet --package lab --
 
-.PHONY: help setup build image demo lab-up lab-down test fuzz lint bench
+.PHONY: help setup build image krew demo lab-up lab-down test fuzz lint bench
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -14,6 +14,9 @@ build: ## Build the plugin and the agent
 
 image: setup ## Build the image of the agent
 	@$(LAB) image
+
+krew: ## Pack the plugin for this machine as a release does: archive, checksums, manifest for krew
+	@$(LAB) krew
 
 demo: setup ## Watch a three-node cluster get a virtual IP and lose a node
 	@$(LAB) demo

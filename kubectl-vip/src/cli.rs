@@ -1,6 +1,8 @@
 //! The command line: commands, their flags, and kubectl's connection flags, which may stand anywhere after `vip`.
 
 pub mod duration;
+pub mod help;
+pub mod settings;
 pub mod target;
 
 use std::path::PathBuf;
@@ -10,6 +12,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vip_core::api::Scheduler;
 
 use self::duration::parse as duration;
+pub use self::settings::{
+    CompletionArgs, CompletionShell, DiffArgs, ImportArgs, ImportCommand, InstallArgs, Rollout, UpgradeArgs,
+    VersionArgs, Wanted,
+};
 use crate::output::Format;
 
 /// Virtual IPs for the Services of a bare-metal cluster.
@@ -38,6 +44,10 @@ pub struct Cli {
 pub enum Command {
     /// Install the agents, and create pools
     Install(InstallArgs),
+    /// Bring the agents to the version of this plugin
+    Upgrade(UpgradeArgs),
+    /// Show what install would change
+    Diff(DiffArgs),
     /// Release all addresses and remove everything of kubectl-vip
     Uninstall(UninstallArgs),
     /// Give a Service a virtual IP
@@ -56,8 +66,13 @@ pub enum Command {
     /// List the nodes with an agent, and take them out of service
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Take addresses over from other software
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// Print the versions of this plugin and of the agents
     Version(VersionArgs),
+    /// Print what completes commands, flags and names
+    Completion(CompletionArgs),
 }
 
 const CONNECTION: &str = "Connection flags (as in kubectl)";
@@ -161,45 +176,6 @@ pub enum Document {
     Yaml,
 }
 
-/// Arguments of `install`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kubectl vip install --pool lab=192.168.10.240/28\n  \
-    kubectl vip install --pool lab=10.0.0.10-10.0.0.20 --interface eth1 --node-selector role=edge\n  \
-    kubectl vip install --dry-run=client -o yaml > kubectl-vip.yaml")]
-pub struct InstallArgs {
-    /// Create a pool: addresses as CIDRs, ranges first-last or single ones, with commas between; may be repeated
-    #[arg(long = "pool", value_name = "NAME=RANGE[,RANGE...]")]
-    pub pools: Vec<String>,
-    /// Run agents only on nodes with these labels
-    #[arg(long, value_name = "LABEL=VALUE[,...]")]
-    pub node_selector: Option<String>,
-    /// The only interface on which the pools' addresses may be bound
-    #[arg(long, value_name = "NAME")]
-    pub interface: Option<String>,
-    /// Image of the agents
-    #[arg(long, value_name = "REF")]
-    pub image: Option<String>,
-    /// Interval of advertisements on the wire; a dead owner is noticed after three
-    #[arg(long, value_name = "DURATION", value_parser = advert_interval)]
-    pub advert_interval: Option<String>,
-    /// Send advertisements to each node's address instead of the multicast group, for a LAN that drops multicast
-    #[arg(long)]
-    pub unicast: bool,
-    /// Wait until the agents are ready
-    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
-          action = clap::ArgAction::Set, value_name = "BOOL")]
-    pub wait: bool,
-    /// How long to wait
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5m")]
-    pub timeout: Duration,
-    /// Take over fields that another field manager has set
-    #[arg(long)]
-    pub force_conflicts: bool,
-    #[command(flatten)]
-    #[allow(missing_docs, reason = "documented where it is defined")]
-    pub change: Change,
-}
-
 /// Arguments of `uninstall`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kubectl vip uninstall\n  kubectl vip uninstall --yes --keep-crds")]
@@ -231,7 +207,7 @@ pub struct ExposeArgs {
     #[arg(required = true, num_args = 1..=2, value_name = "svc/NAME")]
     pub service: Vec<String>,
     /// Draw the address from this pool
-    #[arg(long, value_name = "NAME", conflicts_with = "ip")]
+    #[arg(long, value_name = "POOL", conflicts_with = "ip")]
     pub pool: Option<String>,
     /// Take this address
     #[arg(long, value_name = "ADDRESS")]
@@ -403,6 +379,7 @@ pub struct PoolCreateArgs {
     kubectl vip pool set lab --exclude 192.168.10.250\n  kubectl vip pool set lab --virtual-routers 164-227")]
 pub struct PoolSetArgs {
     /// Name of the pool
+    #[arg(value_name = "POOL")]
     pub name: String,
     /// Add these addresses
     #[arg(long, value_name = "RANGE", value_delimiter = ',',
@@ -423,6 +400,7 @@ pub struct PoolSetArgs {
 #[derive(Debug, Args)]
 pub struct PoolDeleteArgs {
     /// Name of the pool
+    #[arg(value_name = "POOL")]
     pub name: String,
     /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
     #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
@@ -474,29 +452,6 @@ pub struct UndrainArgs {
     #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
           default_missing_value = "client", value_name = "HOW")]
     pub dry_run: DryRun,
-}
-
-/// Arguments of `version`.
-#[derive(Debug, Args)]
-pub struct VersionArgs {
-    /// Only the version of this plugin; needs no cluster
-    #[arg(long)]
-    pub client: bool,
-    /// Format of the output
-    #[arg(short, long, value_enum, value_name = "FORMAT")]
-    pub output: Option<Document>,
-}
-
-/// Checks an advertisement interval and keeps its text: the agents read it as it is written.
-fn advert_interval(text: &str) -> Result<String, String> {
-    let interval = duration(text)?;
-    if !(Duration::from_millis(10)..=Duration::from_secs(40)).contains(&interval) {
-        return Err("an advertisement interval is 10ms to 40s".to_owned());
-    }
-    if interval.subsec_micros() % 10_000 != 0 {
-        return Err("an advertisement interval is a multiple of 10ms".to_owned());
-    }
-    Ok(format!("{}ms", interval.as_millis()))
 }
 
 fn scheduler(text: &str) -> Result<Scheduler, String> {
@@ -588,15 +543,6 @@ mod tests {
         };
         assert_eq!((args.timeout.as_secs(), args.dry_run), (5, DryRun::Client));
         assert!(parse("kubectl-vip node drain").is_err());
-    }
-
-    #[test]
-    fn advertisement_intervals() {
-        assert_eq!(advert_interval("1s"), Ok("1000ms".to_owned()));
-        assert_eq!(advert_interval("100ms"), Ok("100ms".to_owned()));
-        for bad in ["5ms", "41s", "15ms", "1h", "x"] {
-            assert!(advert_interval(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::cli::{Connection, DryRun};
 use crate::exit::{Failure, Result, is_missing_resource};
 use crate::suggest;
 
+pub use self::config::names;
+
 /// A connection to a cluster.
 pub struct Cluster {
     /// The client.
@@ -138,18 +140,22 @@ impl Cluster {
         dry_run: DryRun,
         force: bool,
     ) -> kube::Result<DynamicObject> {
-        let resource = resource_of(object);
-        let api: Api<DynamicObject> = match object.namespace() {
-            Some(namespace) => Api::namespaced_with(self.client.clone(), &namespace, &resource),
-            None => Api::all_with(self.client.clone(), &resource),
-        };
         let params = PatchParams {
             dry_run: dry_run == DryRun::Server,
             force,
             field_manager: Some(PLUGIN_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        api.patch(&object.name_any(), &params, &Patch::Apply(object)).await
+        self.api_of(object).patch(&object.name_any(), &params, &Patch::Apply(object)).await
+    }
+
+    /// Where the API server keeps an object of our manifests.
+    pub fn api_of(&self, object: &DynamicObject) -> Api<DynamicObject> {
+        let resource = resource_of(object);
+        match object.namespace() {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), &namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        }
     }
 }
 

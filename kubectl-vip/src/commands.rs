@@ -1,6 +1,9 @@
 //! The commands, a file each. This one connects and hands over.
 
+mod completion;
+mod diff;
 mod expose;
+mod import;
 mod install;
 mod r#move;
 mod node;
@@ -9,11 +12,12 @@ mod rebalance;
 mod status;
 mod unexpose;
 mod uninstall;
+mod upgrade;
 mod version;
 
-use crate::cli::{Cli, Command, DryRun, NodeCommand, PoolCommand};
+use crate::cli::{Cli, Command, DryRun, ImportCommand, NodeCommand, PoolCommand};
 use crate::cluster::Cluster;
-use crate::exit::Result;
+use crate::exit::{Failure, Result};
 
 /// The version of this plugin.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -21,13 +25,19 @@ pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 /// Does what the command line says.
 pub async fn run(cli: Cli) -> Result<()> {
     match &cli.command {
-        // Without a cluster: these two are also for people who do not have one yet.
-        Command::Install(args) if args.change.dry_run == DryRun::Client => {
+        // Without a cluster: these are also for people who do not have one yet.
+        Command::Install(args) if args.rollout.change.dry_run == DryRun::Client => {
             return install::show(args, cli.connection.namespace.as_deref());
         }
         Command::Version(args) => return version::run(args, &cli.connection).await,
+        Command::Completion(args) => return completion::run(args),
+        Command::Diff(_) => return connected(&cli).await.map_err(Failure::of_diff),
         _ => {}
     }
+    connected(&cli).await
+}
+
+async fn connected(cli: &Cli) -> Result<()> {
     let cluster = Cluster::connect(&cli.connection).await?;
     on(&cluster, &cli.command).await.map_err(|failure| failure.at(&cluster.server))
 }
@@ -35,6 +45,8 @@ pub async fn run(cli: Cli) -> Result<()> {
 async fn on(cluster: &Cluster, command: &Command) -> Result<()> {
     match command {
         Command::Install(args) => install::run(cluster, args).await,
+        Command::Upgrade(args) => upgrade::run(cluster, args).await,
+        Command::Diff(args) => diff::run(cluster, args).await,
         Command::Uninstall(args) => uninstall::run(cluster, args).await,
         Command::Expose(args) => expose::run(cluster, args).await,
         Command::Unexpose(args) => unexpose::run(cluster, args).await,
@@ -48,7 +60,8 @@ async fn on(cluster: &Cluster, command: &Command) -> Result<()> {
         Command::Node(NodeCommand::List(args)) => node::list(cluster, args).await,
         Command::Node(NodeCommand::Drain(args)) => node::drain::run(cluster, args).await,
         Command::Node(NodeCommand::Undrain(args)) => node::drain::undo(cluster, args).await,
+        Command::Import(ImportCommand::Configmap(args)) => import::run(cluster, args).await,
         // Done before connecting.
-        Command::Version(_) => Ok(()),
+        Command::Version(_) | Command::Completion(_) => Ok(()),
     }
 }

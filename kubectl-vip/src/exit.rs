@@ -1,6 +1,6 @@
 //! How a run ends: errors as sentences, hints, and the exit code.
 //!
-//! Every failure is 1, usage included, as with kubectl. What the API server or the connection says is put into words
+//! Every failure is 1, usage included, as with kubectl; `diff` keeps 1 for a difference and fails with 2. What the API server or the connection says is put into words
 //! here; commands add what only they know.
 
 use std::fmt;
@@ -18,17 +18,32 @@ pub struct Failure {
     hints: Vec<String>,
     /// The connection failed, before any answer.
     unreachable: bool,
+    /// The exit code.
+    code: u8,
 }
 
 impl Failure {
     /// A failure in one sentence.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hints: Vec::new(), unreachable: false }
+        Self { message: message.into(), hints: Vec::new(), unreachable: false, code: 1 }
     }
 
     /// Adds what would help: a command or a flag.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
+        self
+    }
+
+    /// What `diff` ends with when it has shown a difference: nothing is left to say.
+    pub fn difference() -> Self {
+        Self::new("")
+    }
+
+    /// A failure of `diff`, where 1 means something else.
+    pub fn of_diff(mut self) -> Self {
+        if !self.message.is_empty() {
+            self.code = 2;
+        }
         self
     }
 
@@ -39,6 +54,16 @@ impl Failure {
             self.message = format!("the API server at {server} does not answer: {}", self.message);
         }
         self
+    }
+
+    /// Whether the connection failed, so that going on makes no sense.
+    pub fn is_unreachable(&self) -> bool {
+        self.unreachable
+    }
+
+    /// The sentence without its hints, for a line about one of many.
+    pub fn sentence(&self) -> &str {
+        &self.message
     }
 
     /// The cluster has no kubectl-vip.
@@ -188,18 +213,20 @@ pub fn code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
-            ExitCode::FAILURE
+            if !failure.message.is_empty() {
+                eprintln!("{failure}");
+            }
+            ExitCode::from(failure.code)
         }
     }
 }
 
-/// Prints help, version or a mistake in the arguments.
-pub fn usage(error: &clap::Error) -> ExitCode {
+/// Prints help, version or a mistake in the arguments of the commands of this path.
+pub fn usage(error: &clap::Error, path: &[String]) -> ExitCode {
     if error.use_stderr() {
         let text = error.render().to_string();
         eprint!("{}", text.strip_prefix("error: ").map_or(text.clone(), |rest| format!("Error: {rest}")));
-        return ExitCode::FAILURE;
+        return ExitCode::from(if path.first().is_some_and(|name| name == "diff") { 2 } else { 1 });
     }
     // Nothing can be said when stdout does not take it.
     let _ = error.print();

@@ -34,7 +34,11 @@ fn help_speaks_of_kubectl_vip_and_names_every_command() {
     assert!(help.contains("Usage: kubectl vip [OPTIONS] <COMMAND>"), "{help}");
     for command in [
         "install",
+        "upgrade",
+        "diff",
         "uninstall",
+        "import",
+        "completion",
         "expose",
         "unexpose",
         "status",
@@ -160,4 +164,54 @@ fn the_version_of_the_client_needs_no_cluster() {
     let both = run("version");
     assert_eq!(both.status.code(), Some(1));
     assert_eq!(String::from_utf8(both.stdout).unwrap(), format!("Client Version: {version}\n"));
+}
+
+#[test]
+fn a_failure_of_diff_is_not_a_difference() {
+    for line in ["diff", "diff --bogus", "-n shop diff --pool lab"] {
+        let output = run(line);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}: {output:?}");
+    }
+}
+
+#[test]
+fn help_says_what_was_called() {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let other = folder.join("lan-vip");
+    let _ = std::fs::remove_file(&other);
+    std::fs::hard_link(env!("CARGO_BIN_EXE_kubectl-vip"), &other).unwrap();
+    let help = |program: &std::path::Path, name: &str| {
+        let mut command = Command::new(program);
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::arg0(&mut command, name);
+        String::from_utf8(command.args(["pool", "create", "--help"]).output().unwrap().stdout).unwrap()
+    };
+    let plugin = std::path::Path::new(env!("CARGO_BIN_EXE_kubectl-vip"));
+    for (text, name) in [
+        (help(plugin, "/usr/local/bin/kubectl-vip"), "kubectl vip"),
+        (help(plugin, "kubectl-vip"), "kubectl-vip"),
+        (help(&other, "lan-vip"), "lan-vip"),
+    ] {
+        assert!(text.contains(&format!("Usage: {name} pool create [OPTIONS] <NAME> <RANGE>...")), "{text}");
+        assert!(text.contains(&format!("\n  {name} pool create lab 192.168.10.240/28\n")), "{text}");
+    }
+}
+
+#[test]
+fn completion_scripts_are_those_of_their_shells() {
+    for (shell, mark) in [
+        ("bash", "complete -F _kubectl-vip"),
+        ("zsh", "#compdef kubectl-vip"),
+        ("fish", "complete -c kubectl-vip"),
+        ("powershell", "Register-ArgumentCompleter -Native -CommandName 'kubectl-vip'"),
+        ("kubectl", "#!/bin/sh\n"),
+    ] {
+        let script = stdout(&format!("completion {shell}"));
+        assert!(script.contains(mark), "{shell}: {script}");
+        assert_eq!(script.contains("--scheduler"), shell != "kubectl", "{shell}");
+    }
+    // No terminal, no cluster, nothing on stderr.
+    let offered = run("__complete expose --po");
+    assert!(offered.stderr.is_empty() && offered.status.success(), "{offered:?}");
+    assert_eq!(String::from_utf8(offered.stdout).unwrap(), "--pool\tDraw the address from this pool\n:4\n");
 }

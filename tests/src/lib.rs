@@ -30,6 +30,7 @@ pub mod image;
 pub mod interrupt;
 pub mod keepalived;
 pub mod kernel;
+pub mod krew;
 mod lab;
 mod lan;
 pub mod memory;

@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, product, runner, setup};
+use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, krew, product, runner, setup};
 
 /// A three-node Kubernetes cluster on this machine, and the tests that run in it.
 #[derive(Parser)]
@@ -22,6 +22,8 @@ enum Verb {
     Binaries,
     /// Build the image of vip-node
     Image,
+    /// Pack the plugin for krew: archives, checksums, manifest
+    Krew(krew::Options),
     /// Start a lab
     Up {
         #[command(flatten)]
@@ -96,6 +98,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Setup => setup::install()?,
         Verb::Binaries => binaries::build()?,
         Verb::Image => drop(image::build_product()?),
+        Verb::Krew(options) => krew::run(&options)?,
         Verb::Up { name, only } => up(&name.name, only)?,
         Verb::Down { all: true, .. } => lab::down_all()?,
         Verb::Down { name, .. } => Lab::remove(&name.name)?,

@@ -7,18 +7,26 @@
 
 #[path = "api_plugin/agents.rs"]
 mod agents;
+#[path = "api_plugin/completion.rs"]
+mod completion;
 #[path = "api_plugin/expose.rs"]
 mod expose;
 #[path = "api_plugin/families.rs"]
 mod families;
+#[path = "api_plugin/import.rs"]
+mod import;
 #[path = "api_plugin/install.rs"]
 mod install;
+#[path = "api_plugin/krew.rs"]
+mod krew;
 #[path = "api_plugin/mistakes.rs"]
 mod mistakes;
 #[path = "api_plugin/owners.rs"]
 mod owners;
 #[path = "api_plugin/status.rs"]
 mod status;
+#[path = "api_plugin/upgrade.rs"]
+mod upgrade;
 
 use std::{
     fmt::Write as _,

@@ -211,6 +211,24 @@ pub enum Scheduler {
 }
 
 impl Scheduler {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Rr,
+        Self::Wrr,
+        Self::Lc,
+        Self::Wlc,
+        Self::Fo,
+        Self::Ovf,
+        Self::Lblc,
+        Self::Lblcr,
+        Self::Dh,
+        Self::Sh,
+        Self::Mh,
+        Self::Sed,
+        Self::Nq,
+        Self::Twos,
+    ];
+
     /// The kernel's name, as in `ipvsadm -s`.
     pub fn as_str(self) -> &'static str {
         match self {

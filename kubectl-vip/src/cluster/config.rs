@@ -63,6 +63,16 @@ pub async fn load(connection: &Connection) -> Result<Source> {
     Ok(source)
 }
 
+/// The names of all contexts, clusters or users of the kubeconfig.
+pub fn names(connection: &Connection, kind: &str) -> Result<Vec<String>> {
+    let kubeconfig = Files::find(connection)?.read()?.unwrap_or_default();
+    Ok(match kind {
+        "context" => kubeconfig.contexts.into_iter().map(|context| context.name).collect(),
+        "cluster" => kubeconfig.clusters.into_iter().map(|cluster| cluster.name).collect(),
+        _ => kubeconfig.auth_infos.into_iter().map(|user| user.name).collect(),
+    })
+}
+
 /// The kubeconfig files that count, in their order.
 #[derive(Debug)]
 struct Files {

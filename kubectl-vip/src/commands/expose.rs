@@ -3,8 +3,8 @@
 //! The API server decides who gets an address: the name of a VirtualIP is its address, so the second to create it is
 //! told that it exists, and takes the next one.
 
-mod choice;
-mod service;
+pub mod choice;
+pub mod service;
 
 use std::net::IpAddr;
 use std::time::Duration;

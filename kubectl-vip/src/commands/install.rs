@@ -3,14 +3,16 @@
 pub mod checks;
 mod rollout;
 
-pub use rollout::node_of;
+pub use rollout::{agents, node_of};
+
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::core::DynamicObject;
 use serde_json::json;
 use vip_core::api::{DEFAULT_NAMESPACE, VirtualIP, VirtualRouterRange};
 
-use crate::cli::{DryRun, InstallArgs};
+use crate::cli::{Change, DryRun, InstallArgs, Rollout, Wanted as Flags};
 use crate::cluster::{Cluster, is_conflict, present, title};
 use crate::commands::VERSION;
 use crate::commands::pool::lan::Lan;
@@ -54,7 +56,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(args: &InstallArgs, namespace: Option<&str>) -> Result<Self> {
+    fn new(args: &Flags, namespace: Option<&str>) -> Result<Self> {
         let pools: Vec<Wanted> = args.pools.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
         for (place, pool) in pools.iter().enumerate() {
             if pools[..place].iter().any(|other| other.name == pool.name) {
@@ -104,21 +106,21 @@ impl Plan {
 
 /// `install --dry-run=client`: needs no cluster, and is the same each time.
 pub fn show(args: &InstallArgs, namespace: Option<&str>) -> Result<()> {
-    let plan = Plan::new(args, namespace)?;
+    let plan = Plan::new(&args.wanted, namespace)?;
     let mut objects = manifests::render(&plan.settings)?;
-    objects.extend(plan.pools(&Lan::default(), args.interface.as_deref())?);
-    print(&objects, args)
+    objects.extend(plan.pools(&Lan::default(), args.wanted.interface.as_deref())?);
+    print(&objects, &args.rollout.change)
 }
 
-fn print(objects: &[DynamicObject], args: &InstallArgs) -> Result<()> {
-    match args.change.output {
+fn print(objects: &[DynamicObject], change: &Change) -> Result<()> {
+    match change.output {
         Some(format) => {
             let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": objects});
             output::document(&list, format)
         }
         None => {
             for object in objects {
-                output::line(format!("{} serverside-applied{}", title(object), args.change.dry_run.suffix()));
+                output::line(format!("{} serverside-applied{}", title(object), change.dry_run.suffix()));
             }
             Ok(())
         }
@@ -127,27 +129,61 @@ fn print(objects: &[DynamicObject], args: &InstallArgs) -> Result<()> {
 
 /// `install`.
 pub async fn run(cluster: &Cluster, args: &InstallArgs) -> Result<()> {
-    let named = cluster.namespace_named.then_some(cluster.namespace.as_str());
-    let plan = Plan::new(args, named)?;
-    let namespace = named.unwrap_or(DEFAULT_NAMESPACE);
+    let plan = Plan::new(&args.wanted, named(cluster))?;
+    let namespace = named(cluster).unwrap_or(DEFAULT_NAMESPACE);
     say(format!("Installing kubectl-vip {VERSION} in namespace {namespace} of {}", cluster.name()));
+    let ready = prepare(cluster, &plan, &args.wanted, args.rollout.timeout).await?;
+    apply(cluster, ready, &args.rollout).await
+}
 
-    checks::run(cluster, namespace).await?;
+/// The namespace on the command line.
+fn named(cluster: &Cluster) -> Option<&str> {
+    cluster.namespace_named.then_some(cluster.namespace.as_str())
+}
+
+/// Objects that may be applied to the cluster.
+pub struct Ready {
+    /// All but the pools, in their order.
+    pub objects: Vec<DynamicObject>,
+    /// The pools.
+    pub pools: Vec<DynamicObject>,
+    /// The namespace of the agents.
+    pub namespace: String,
+}
+
+/// What `install` with these flags applies, after all checks.
+pub async fn planned(cluster: &Cluster, flags: &Flags, timeout: Duration) -> Result<Ready> {
+    prepare(cluster, &Plan::new(flags, named(cluster))?, flags, timeout).await
+}
+
+async fn prepare(cluster: &Cluster, plan: &Plan, flags: &Flags, timeout: Duration) -> Result<Ready> {
+    let mut ready = checked_objects(cluster, &plan.settings, timeout).await?;
     let lan = if plan.pools.is_empty() { Lan::default() } else { Lan::read(cluster).await? };
-    let pools = plan.pools(&lan, args.interface.as_deref())?;
-    keep_addresses(cluster, &plan).await?;
-    let mut objects = manifests::render(&plan.settings)?;
-    if checks::foreign_namespace(cluster, namespace, args.timeout).await? {
+    ready.pools = plan.pools(&lan, flags.interface.as_deref())?;
+    keep_addresses(cluster, plan).await?;
+    Ok(ready)
+}
+
+/// The objects with these settings, for a cluster in which they can work.
+pub async fn checked_objects(cluster: &Cluster, settings: &Settings, timeout: Duration) -> Result<Ready> {
+    let namespace = settings.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    checks::run(cluster, namespace).await?;
+    let mut objects = manifests::render(settings)?;
+    if checks::foreign_namespace(cluster, namespace, timeout).await? {
         say(format!(
             "namespace {namespace} is not of kubectl-vip: it is left as it is, and must allow privileged pods"
         ));
         objects.retain(|object| !manifests::is_kind(object, "Namespace"));
     }
+    Ok(Ready { objects, pools: Vec::new(), namespace: namespace.to_owned() })
+}
 
-    let mut run = Run { cluster, args, applied: Vec::new() };
-    let outcome = run.apply_all(objects, pools, namespace).await;
-    if args.change.output.is_some() {
-        print(&run.applied, args)?;
+/// Applies the objects and waits for the agents, as asked.
+pub async fn apply(cluster: &Cluster, ready: Ready, how: &Rollout) -> Result<()> {
+    let mut run = Run { cluster, how, applied: Vec::new() };
+    let outcome = run.apply_all(ready).await;
+    if how.change.output.is_some() {
+        print(&run.applied, &how.change)?;
     }
     outcome
 }
@@ -184,18 +220,14 @@ async fn keep_addresses(cluster: &Cluster, plan: &Plan) -> Result<()> {
 
 struct Run<'a> {
     cluster: &'a Cluster,
-    args: &'a InstallArgs,
+    how: &'a Rollout,
     applied: Vec<DynamicObject>,
 }
 
 impl Run<'_> {
-    async fn apply_all(
-        &mut self,
-        objects: Vec<DynamicObject>,
-        pools: Vec<DynamicObject>,
-        namespace: &str,
-    ) -> Result<()> {
-        let stored = self.args.change.dry_run == DryRun::None;
+    async fn apply_all(&mut self, ready: Ready) -> Result<()> {
+        let Ready { objects, pools, namespace } = ready;
+        let stored = self.how.change.dry_run == DryRun::None;
         let (definitions, rest): (Vec<_>, Vec<_>) =
             objects.into_iter().partition(|object| manifests::is_kind(object, manifests::CRD));
         let names: Vec<String> = definitions.iter().map(ResourceExt::name_any).collect();
@@ -203,7 +235,7 @@ impl Run<'_> {
             self.apply(object).await?;
         }
         if stored {
-            rollout::definitions(self.cluster, &names, self.args.timeout).await?;
+            rollout::definitions(self.cluster, &names, self.how.timeout).await?;
         }
         for object in rest {
             self.apply(object).await?;
@@ -222,26 +254,21 @@ impl Run<'_> {
                 self.done(object);
             }
         }
-        if stored && self.args.wait {
-            rollout::agents(self.cluster, namespace, self.args.timeout).await?;
+        if stored && self.how.wait {
+            agents(self.cluster, &namespace, self.how.timeout).await?;
         }
         Ok(())
     }
 
     async fn apply(&mut self, object: DynamicObject) -> Result<()> {
-        let dry_run = self.args.change.dry_run;
-        match self.cluster.apply(&object, dry_run, self.args.force_conflicts).await {
+        let dry_run = self.how.change.dry_run;
+        match self.cluster.apply(&object, dry_run, self.how.force_conflicts).await {
             Ok(mut stored) => {
                 stored.metadata.managed_fields = None;
                 self.done(stored);
                 Ok(())
             }
-            Err(error) if is_conflict(&error) => {
-                let why = Failure::from(error).to_string();
-                let why = why.trim_start_matches("Error from server (Conflict): ");
-                Err(Failure::new(format!("Error from server (Conflict): {}: {why}", title(&object)))
-                    .hint("take the fields over: --force-conflicts"))
-            }
+            Err(error) if is_conflict(&error) => Err(conflict(&object, error)),
             // With a dry run, an object in a namespace that is not there yet cannot be checked.
             Err(kube::Error::Api(status))
                 if dry_run == DryRun::Server && status.is_not_found() && object.namespace().is_some() =>
@@ -255,15 +282,23 @@ impl Run<'_> {
     }
 
     fn done(&mut self, object: DynamicObject) {
-        if self.args.change.output.is_none() {
+        if self.how.change.output.is_none() {
             output::line(format!(
                 "{} serverside-applied{}",
                 title(&object),
-                self.args.change.dry_run.suffix()
+                self.how.change.dry_run.suffix()
             ));
         }
         self.applied.push(object);
     }
+}
+
+/// Another field manager has set a field of the object.
+pub fn conflict(object: &DynamicObject, error: kube::Error) -> Failure {
+    let why = Failure::from(error).to_string();
+    let why = why.trim_start_matches("Error from server (Conflict): ");
+    Failure::new(format!("Error from server (Conflict): {}: {why}", title(object)))
+        .hint("take the fields over: --force-conflicts")
 }
 
 #[cfg(test)]

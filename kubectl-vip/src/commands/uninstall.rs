@@ -161,11 +161,7 @@ impl Removal<'_> {
     }
 
     async fn object(&self, object: &DynamicObject) -> Result<()> {
-        let resource = resource_of(object);
-        let api: Api<DynamicObject> = match object.namespace() {
-            Some(namespace) => Api::namespaced_with(self.cluster.client.clone(), &namespace, &resource),
-            None => Api::all_with(self.cluster.client.clone(), &resource),
-        };
+        let api = self.cluster.api_of(object);
         let name = object.name_any();
         let Some(stored) = present(api.get(&name).await)? else { return Ok(()) };
         // A namesake that is somebody else's stays.

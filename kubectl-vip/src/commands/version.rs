@@ -81,7 +81,7 @@ pub fn refuse_skew(nodes: &[VIPNode]) -> Result<()> {
             return Err(Failure::new(format!(
                 "plugin {VERSION}, agent {version}: nothing changed; reading still works"
             ))
-            .hint("bring both to one version: kubectl krew upgrade vip, or kubectl vip install"));
+            .hint("bring both to one version: kubectl krew upgrade vip, or kubectl vip upgrade"));
         }
     }
     Ok(())

@@ -303,7 +303,8 @@ pub fn belongs(vip: &VirtualIP) -> String {
     }
 }
 
-fn not_for(pool: &CheckedPool, namespace: &str) -> Failure {
+/// The pool is not for Services of this namespace.
+pub fn not_for(pool: &CheckedPool, namespace: &str) -> Failure {
     let allowed: Vec<&str> = pool.namespaces.iter().map(String::as_str).collect();
     Failure::new(format!(
         "pool {:?} is not for namespace {namespace:?}: it allows {}",
