@@ -143,8 +143,8 @@ impl Import<'_> {
         match entry.method {
             Method::Nat => {}
             Method::Dr => say(format!(
-                "{address}: DR is not taken over: replies go back by way of the owner, and the pods see its address instead \
-                 of the client's"
+                "{address}: DR is not taken over: replies go back by way of the owner, and the pods see the client's address \
+                 with externalTrafficPolicy: Local only"
             )),
             Method::Proxy => say(format!(
                 "{address}: PROXY is not taken over: the pods get no PROXY protocol header, so they must not expect one \

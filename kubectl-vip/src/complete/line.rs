@@ -93,9 +93,9 @@ impl<'a> Line<'a> {
     pub fn positional(&self) -> Option<&'a Arg> {
         let all: Vec<&Arg> = self.command.get_positionals().collect();
         let last = all.last().copied()?;
-        let many = last.get_num_args().is_some_and(|range| {
-            range.max_values() > self.positionals.len() + 1 - all.len().min(self.positionals.len() + 1)
-        });
+        // So many of the words before are the last one's.
+        let its = (self.positionals.len() + 1).saturating_sub(all.len());
+        let many = last.get_num_args().is_some_and(|range| its < range.max_values());
         all.get(self.positionals.len()).copied().or_else(|| many.then_some(last))
     }
 }

@@ -8,6 +8,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use lab::{
@@ -38,11 +39,14 @@ fn text(path: &Path) -> &str {
 }
 
 /// The release in question.
-fn release(name: &str) -> PathBuf {
-    if let Some(given) = env::var_os("KREW_RELEASE") {
-        return given.into();
-    }
-    let folder = scratch(name);
+fn release() -> &'static Path {
+    static RELEASE: OnceLock<PathBuf> = OnceLock::new();
+    RELEASE
+        .get_or_init(|| env::var_os("KREW_RELEASE").map_or_else(|| packed(&scratch("krew")), PathBuf::from))
+}
+
+/// Packs this build, and wants the same bytes when it is done again.
+fn packed(folder: &Path) -> PathBuf {
     let plugin = folder.join("kubectl-vip");
     let built = paths::target().join("debug/kubectl-vip");
     run("strip", &["-o", text(&plugin), text(&built)]);
@@ -50,10 +54,11 @@ fn release(name: &str) -> PathBuf {
     fs::write(&windows, "not a program").unwrap();
     let other = krew::PLATFORMS.into_iter().find(|platform| platform.os == "windows").unwrap();
     let binaries = [(Platform::here().unwrap(), plugin), (other, windows)];
-    krew::release(&binaries, &folder.join("release")).unwrap();
-    krew::release(&binaries, &folder.join("again")).unwrap();
-    run("diff", &["--recursive", text(&folder.join("release")), text(&folder.join("again"))]);
-    folder.join("release")
+    let (release, again) = (folder.join("release"), folder.join("again"));
+    krew::release(&binaries, &release).unwrap();
+    krew::release(&binaries, &again).unwrap();
+    run("diff", &["--recursive", text(&release), text(&again)]);
+    release
 }
 
 fn list(archive: &Path) -> Listing {
@@ -78,7 +83,7 @@ fn list(archive: &Path) -> Listing {
 
 #[test]
 fn archives_and_manifest_follow_krews_rules() {
-    let release = release("krew-rules");
+    let release = release();
     let manifest: Value =
         serde_saphyr::from_str(&fs::read_to_string(release.join(MANIFEST)).unwrap()).unwrap();
     assert_eq!(manifest["apiVersion"], "krew.googlecontainertools.github.com/v1alpha2");
@@ -120,19 +125,19 @@ fn archives_and_manifest_follow_krews_rules() {
         assert_eq!(list(&path), expected, "{archive}: two plain files, no links");
         named.insert(archive.to_owned());
     }
-    let there: BTreeSet<String> = fs::read_dir(&release)
+    let there: BTreeSet<String> = fs::read_dir(release)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(there, named, "a release holds what its manifest names");
     let mut check = Command::new("sha256sum");
-    check.current_dir(&release).args(["--check", "--strict", CHECKSUMS]);
+    check.current_dir(release).args(["--check", "--strict", CHECKSUMS]);
     command::run(&mut check, LIMIT).and_then(Output::ok).unwrap();
 }
 
 #[test]
 fn an_archive_is_a_working_plugin_in_an_empty_root() {
-    let archive = release("krew-plugin").join(Platform::here().unwrap().archive());
+    let archive = release().join(Platform::here().unwrap().archive());
     let root = scratch("krew-root");
     run("tar", &["--extract", "--gzip", "--file", text(&archive), "--directory", text(&root)]);
     let plugin = root.join("kubectl-vip");
