@@ -179,6 +179,19 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_without_its_value_is_not_passed_on() {
+        let mut root = Cli::command();
+        root.build();
+        let words: Vec<String> = ["--context", "lab", "status", "-n"].map(str::to_owned).to_vec();
+        let line = Line::read(&root, &words);
+        assert_eq!(line.global, ["--context", "lab"]);
+        assert_eq!(
+            (line.path, line.flag.map(|flag| flag.get_id().as_str())),
+            (vec!["status"], Some("namespace"))
+        );
+    }
+
+    #[test]
     fn called_by_either_name() {
         let asked = |words: &[&str]| asked(&words.iter().map(OsString::from).collect::<Vec<_>>());
         assert_eq!(

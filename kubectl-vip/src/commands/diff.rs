@@ -18,6 +18,8 @@ use crate::output::{self, say};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// What the API server writes, whatever is applied.
 const VOLATILE: [&str; 5] = ["managedFields", "resourceVersion", "generation", "uid", "creationTimestamp"];
+/// A second count of generations, which the API server keeps for a DaemonSet.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 
 /// What applying an object would change.
 pub struct Difference {
@@ -78,6 +80,9 @@ fn text(object: &DynamicObject) -> Result<String> {
     }
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         VOLATILE.iter().for_each(|field| drop(metadata.remove(*field)));
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove(TEMPLATE_GENERATION);
+        }
     }
     output::render_document(&value, Document::Yaml)
 }
@@ -105,7 +110,8 @@ mod tests {
         let object = |generation: u32, image: &str| -> DynamicObject {
             serde_json::from_value(json!({
                 "apiVersion": "apps/v1", "kind": "DaemonSet", "status": {"numberReady": generation},
-                "metadata": {"name": "vip-node", "generation": generation, "uid": generation.to_string()},
+                "metadata": {"name": "vip-node", "generation": generation, "uid": generation.to_string(),
+                             "annotations": {"a": "b", TEMPLATE_GENERATION: generation.to_string()}},
                 "spec": {"image": image, "paused": false},
             }))
             .unwrap()

@@ -30,6 +30,10 @@ impl<'a> Line<'a> {
             global: Vec::new(),
         };
         words.iter().for_each(|word| line.word(word));
+        // One whose value is to be completed has none yet.
+        if line.flag.is_some_and(Arg::is_global_set) {
+            line.global.pop();
+        }
         line
     }
 

@@ -6,6 +6,12 @@ use super::{LIMIT, exclusive, refused, said, vip};
 
 const FLAGS: &str = "--advert-interval 1s --unicast --node-selector role=edge";
 
+/// Installs afresh: nobody else has set a field.
+fn install(lab: &Lab, flags: &str) {
+    said(lab, "uninstall --yes");
+    said(lab, &format!("install --wait=false {flags}"));
+}
+
 /// The exit code of `diff` and what it shows.
 fn diff(lab: &Lab, flags: &str) -> (i32, String) {
     let output = vip(lab, &format!("diff {flags}")).unwrap();
@@ -21,7 +27,7 @@ fn agents(lab: &Lab, path: &str) -> String {
 #[test]
 fn the_manifests_the_dry_run_and_the_installed_are_one_and_the_same() {
     let (lab, _guard) = exclusive();
-    said(lab, "install --wait=false");
+    install(lab, "");
     assert_eq!(diff(lab, ""), (0, String::new()));
 
     let folder = paths::repository().join("manifests").display().to_string();
@@ -43,7 +49,7 @@ fn the_manifests_the_dry_run_and_the_installed_are_one_and_the_same() {
 #[test]
 fn a_difference_is_shown_and_a_failure_is_something_else() {
     let (lab, _guard) = exclusive();
-    said(lab, &format!("install --wait=false {FLAGS}"));
+    install(lab, FLAGS);
     assert_eq!(diff(lab, FLAGS), (0, String::new()));
     let (code, text) = diff(lab, "--pool other=10.98.64.0/30");
     assert_eq!(code, 1, "{text}");
@@ -71,7 +77,7 @@ fn a_difference_is_shown_and_a_failure_is_something_else() {
 #[test]
 fn an_upgrade_keeps_the_settings_and_asks_first() {
     let (lab, _guard) = exclusive();
-    said(lab, &format!("install --wait=false --image registry.example/vip-node:v0.0.9 {FLAGS}"));
+    install(lab, &format!("--image registry.example/vip-node:v0.0.9 {FLAGS}"));
     let unasked = refused(lab, "upgrade");
     for words in [
         "-> v0.1.0 in namespace kubectl-vip of context ",
@@ -100,7 +106,7 @@ fn an_upgrade_keeps_the_settings_and_asks_first() {
 #[test]
 fn an_upgrade_never_goes_back_by_itself() {
     let (lab, _guard) = exclusive();
-    said(lab, "install --wait=false --image registry.example/vip-node:v9.0.0");
+    install(lab, "--image registry.example/vip-node:v9.0.0");
     assert_eq!(
         refused(lab, "upgrade --yes"),
         "Error: plugin v0.1.0, agent v9.0.0: the agents are newer, nothing changed\n\
