@@ -133,6 +133,7 @@ impl Import<'_> {
                 scheduler: Scheduler::Wlc,
                 persistence_seconds: entry.service.is_some().then_some(PERSISTENCE_SECONDS),
                 preferred_node: None,
+                health_check: None,
             },
         );
         let vip = self.create(vip).await?;

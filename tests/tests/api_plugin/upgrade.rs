@@ -93,7 +93,8 @@ fn an_upgrade_keeps_the_settings_and_asks_first() {
 
     let done = said(lab, "upgrade --yes --wait=false");
     assert!(
-        done.contains("daemonset.apps/vip-node serverside-applied\n") && !done.contains("vippool"),
+        done.contains("daemonset.apps/vip-node serverside-applied\n")
+            && !done.contains("vippool.kubectl-vip.io/"),
         "{done}"
     );
     assert_eq!(agents(lab, image), "registry.example/vip-node:v0.1.0 registry.example/vip-node:v0.1.0");
