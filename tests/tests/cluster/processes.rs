@@ -1,11 +1,22 @@
 //! What can happen to the agent of a node in a real pod: killed, out of memory.
 
-use std::{thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, Node, Watch, command, product};
 
-use super::{Exposed, check, installed};
+use super::{Exposed, NAMESPACE, check, installed};
+
+/// How long anything else may take.
+const SOON: Duration = Duration::from_secs(40);
 
 /// How long the kubelet may take to start a container again: from the second end on it waits, longer each time.
 const RESTART: Duration = Duration::from_secs(300);
@@ -43,6 +54,19 @@ impl Agent {
             self.process().map(Some)
         })?;
         Ok(())
+    }
+
+    /// The steps that it took at its first look at the kernel, as its log has them.
+    fn first_steps(&self) -> Result<usize> {
+        command::until(&format!("the agent on {} to look at the kernel", self.node.name()), SOON, || {
+            let select = format!("--field-selector=spec.nodeName={}", self.node.name());
+            let name = self.lab.kubectl(["get", "pods", "-n", "kubectl-vip", &select, "-o", "name"])?.ok()?;
+            let log = self.lab.kubectl(["logs", "-n", "kubectl-vip", name.text(), "-c", "agent"])?.ok()?;
+            let mut lines = log.stdout.lines().filter(|line| line.contains("steps to what they should be"));
+            let words = lines.next().into_iter().flat_map(str::split_whitespace);
+            let steps = words.filter_map(|word| word.strip_prefix("steps=")?.parse().ok()).next();
+            Ok(steps)
+        })
     }
 
     /// Takes its memory away: its limit falls below what it uses. Gives how many processes the kernel killed for that.
@@ -86,23 +110,83 @@ fn steady(lab: &Lab, url: &str) -> Result<(Watch, u32)> {
     Ok((watch, rate))
 }
 
+/// Connections that stay open, each used once a second.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    members: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Crowd {
+    fn new(lab: &Lab, at: SocketAddr) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut members = Vec::new();
+        for _ in 0..50 {
+            let mut connection = lab.client().limit(Duration::from_secs(10)).connect(at)?;
+            let stop = Arc::clone(&stop);
+            members.push(thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    connection.get("hostname")?;
+                    thread::sleep(Duration::from_secs(1));
+                }
+                Ok(())
+            }));
+        }
+        Ok(Self { stop, members })
+    }
+
+    /// Fails with the first connection that broke.
+    fn leave(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.members.into_iter().try_for_each(|member| match member.join() {
+            Ok(outcome) => outcome,
+            Err(_) => bail!("a client panicked"),
+        })
+    }
+}
+
 #[test]
-fn the_agent_is_killed_and_nobody_notices() {
+fn an_agent_that_was_killed_applies_the_difference_and_nobody_notices() {
     check(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "killed")?;
+        let crowd = Crowd::new(lab, (exposed.vip, 80).into())?;
+        let (watch, rate) = steady(lab, &exposed.url())?;
+
+        // The owner's hangs, and misses that another Service gets an address; then it is killed.
         let agent = Agent { lab, node: lab.node(exposed.owner.number) };
         let (before, process) = (agent.restarts()?, agent.process()?);
-        let watch = lab.client().watch(&exposed.url(), Duration::from_millis(10))?;
-        watch.wait_answers(100, Duration::from_secs(15))?;
-        lab.vm().exec(&format!("kill -9 {process}"))?.ok()?;
+        lab.vm().exec(&format!("kill -STOP {process}"))?.ok()?;
+        let missed = Exposed::begin(lab, "missed")?;
+        lab.vm().exec(&format!("kill -KILL {process}"))?.ok()?;
         agent.wait_restart(before)?;
+        product::wait_destinations(lab, missed, 80, 3, SOON)?;
+        // The address is guarded, its two ports are opened, and two services get three destinations each.
+        let steps = agent.first_steps()?;
+        ensure!(steps == 11, "the agent took {steps} steps");
+
+        // Another node's is killed while the API server hangs: it goes on from what it remembers.
+        let other = Agent { lab, node: lab.node(exposed.owner.number % 3 + 1) };
+        let process = other.process()?;
+        lab.pause_apiserver()?;
+        let again = lab.vm().exec(&format!("kill -KILL {process}")).and_then(|killed| {
+            killed.ok()?;
+            command::until("another agent", SOON, || Ok(other.process().ok().filter(|new| *new != process)))
+        });
+        thread::sleep(Duration::from_secs(8));
+        lab.resume_apiserver()?;
+        again?;
         wait_ready(lab)?;
-        thread::sleep(Duration::from_secs(3));
+        let steps = other.first_steps()?;
+        ensure!(steps == 0, "the agent took {steps} steps");
+
         let report = watch.stop();
+        crowd.leave()?;
+        println!("at {rate} requests/s: {report}");
+        ensure!(report.failures == 0, "{report}");
         let owners = product::owners(lab, exposed.vip)?;
         ensure!(owners == [exposed.owner.clone()], "the virtual IP moved to {owners:?}; {report}");
-        ensure!(report.failures == 0, "{report}");
+        lab.kubectl(["vip", "unexpose", &missed.to_string()])?.ok()?;
+        lab.kubectl(["delete", "service", "missed", "-n", NAMESPACE, "--wait=false"])?.ok()?;
         exposed.remove(lab)
     });
 }
