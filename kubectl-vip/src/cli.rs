@@ -1,5 +1,6 @@
 //! The command line: commands, their flags, and kubectl's connection flags, which may stand anywhere after `vip`.
 
+mod answers;
 pub mod duration;
 pub mod help;
 pub mod settings;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vip_core::api::Scheduler;
 
+pub use self::answers::{CheckArgs, CheckFormat, ExplainArgs, FailOn};
 use self::duration::parse as duration;
 pub use self::settings::{
     CompletionArgs, CompletionShell, DiffArgs, ImportArgs, ImportCommand, InstallArgs, Rollout, UpgradeArgs,
@@ -56,6 +58,10 @@ pub enum Command {
     Unexpose(UnexposeArgs),
     /// Show virtual IPs, their owners and backends, and what is wrong
     Status(StatusArgs),
+    /// Look for everything that could be wrong, before or after an installation
+    Check(CheckArgs),
+    /// Say what a code means, where it comes from and what helps
+    Explain(ExplainArgs),
     /// Move a virtual IP to a node, and keep it there while that node is fit
     Move(MoveArgs),
     /// Spread the virtual IPs over the nodes again

@@ -1,13 +1,15 @@
 //! The commands, a file each. This one connects and hands over.
 
+mod check;
 mod completion;
 mod diff;
+mod explain;
 mod expose;
 mod import;
 mod install;
 mod r#move;
-mod node;
-mod pool;
+pub mod node;
+pub mod pool;
 mod rebalance;
 mod status;
 mod unexpose;
@@ -31,6 +33,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         }
         Command::Version(args) => return version::run(args, &cli.connection).await,
         Command::Completion(args) => return completion::run(args),
+        Command::Explain(args) => return explain::run(args),
         Command::Diff(_) => return connected(&cli).await.map_err(Failure::of_diff),
         _ => {}
     }
@@ -51,6 +54,7 @@ async fn on(cluster: &Cluster, command: &Command) -> Result<()> {
         Command::Expose(args) => expose::run(cluster, args).await,
         Command::Unexpose(args) => unexpose::run(cluster, args).await,
         Command::Status(args) => status::run(cluster, args).await,
+        Command::Check(args) => check::run(cluster, args).await,
         Command::Pool(PoolCommand::List(args)) => pool::list(cluster, args).await,
         Command::Pool(PoolCommand::Create(args)) => pool::create(cluster, args).await,
         Command::Pool(PoolCommand::Set(args)) => pool::set(cluster, args).await,
@@ -62,6 +66,6 @@ async fn on(cluster: &Cluster, command: &Command) -> Result<()> {
         Command::Node(NodeCommand::Undrain(args)) => node::drain::undo(cluster, args).await,
         Command::Import(ImportCommand::Configmap(args)) => import::run(cluster, args).await,
         // Done before connecting.
-        Command::Version(_) | Command::Completion(_) => Ok(()),
+        Command::Version(_) | Command::Completion(_) | Command::Explain(_) => Ok(()),
     }
 }

@@ -164,6 +164,11 @@ impl Fitness {
         })
     }
 
+    /// What keeps a node that reports from a virtual IP because of where it stands: labels, interfaces, pools.
+    pub fn trouble(&self, node: &str, vip: &VirtualIP) -> Option<&Trouble> {
+        self.interfaces.get(node)?.get(&vip.name_any())?.as_ref().err()
+    }
+
     /// The nodes that can own all of these virtual IPs.
     pub fn fit(&self, vips: &[&VirtualIP]) -> Vec<&str> {
         let nodes = self.nodes.keys().map(String::as_str);

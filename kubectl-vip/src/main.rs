@@ -2,10 +2,12 @@
 
 mod cli;
 mod cluster;
+mod codes;
 mod commands;
 mod complete;
 mod exit;
 mod fitness;
+mod judge;
 mod manifests;
 mod output;
 mod prompt;

@@ -33,14 +33,19 @@ pub enum Format {
 /// A table as kubectl prints it: no frames, columns three spaces apart, nothing after the last one.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    headers: Vec<&'static str>,
+    headers: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these column names.
     pub fn new(headers: &[&'static str]) -> Self {
-        Self { headers: headers.to_vec(), rows: Vec::new() }
+        Self::named(headers.iter().map(|header| (*header).to_owned()))
+    }
+
+    /// A table whose column names are data, too.
+    pub fn named(headers: impl IntoIterator<Item = String>) -> Self {
+        Self { headers: headers.into_iter().collect(), rows: Vec::new() }
     }
 
     /// Adds a row; an empty cell is `<none>`.
@@ -52,9 +57,8 @@ impl Table {
 
     /// The lines of the table.
     pub fn render(&self, no_headers: bool) -> String {
-        let header: Vec<String> = self.headers.iter().map(|h| (*h).to_owned()).collect();
         let lines: Vec<&Vec<String>> =
-            (!no_headers).then_some(&header).into_iter().chain(&self.rows).collect();
+            (!no_headers).then_some(&self.headers).into_iter().chain(&self.rows).collect();
         let widths: Vec<usize> = (0..self.headers.len())
             .map(|column| {
                 lines.iter().filter_map(|l| l.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)

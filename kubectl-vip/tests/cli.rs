@@ -42,6 +42,8 @@ fn help_speaks_of_kubectl_vip_and_names_every_command() {
         "expose",
         "unexpose",
         "status",
+        "check",
+        "explain",
         "move",
         "rebalance",
         "pool",
@@ -148,6 +150,7 @@ fn mistakes_are_told_before_any_cluster_is_looked_for() {
         ("expose svc/web --pool a --ip 10.0.0.1", "cannot be used with"),
         ("expose svc/web --scheduler random", "an IPVS scheduler is one of rr"),
         ("expose svc/web --persistence soon", "is not a duration such as 90s"),
+        ("install --skip-checks VIP3", "there is no such code"),
         ("install --advert-interval 1ms", "an advertisement interval is 10ms to 40s"),
         ("status --dry-run", "unexpected argument '--dry-run'"),
     ] {

@@ -7,6 +7,8 @@
 
 #[path = "api_plugin/agents.rs"]
 mod agents;
+#[path = "api_plugin/check.rs"]
+mod check;
 #[path = "api_plugin/completion.rs"]
 mod completion;
 #[path = "api_plugin/expose.rs"]

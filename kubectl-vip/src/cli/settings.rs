@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::answers::code;
 use super::duration::parse as duration;
 use super::{Change, Document};
+use crate::codes::Code;
 
 /// What the agents and the first pools shall be like.
 #[derive(Clone, Debug, Default, Args)]
@@ -43,6 +45,9 @@ pub struct Rollout {
     /// Take over fields that another field manager has set
     #[arg(long)]
     pub force_conflicts: bool,
+    /// Leave these checks out, by their codes
+    #[arg(long, value_name = "CODE[,...]", value_delimiter = ',', value_parser = code)]
+    pub skip_checks: Vec<&'static Code>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
     pub change: Change,

@@ -14,6 +14,7 @@ use vip_core::api::{DEFAULT_NAMESPACE, VirtualIP, VirtualRouterRange};
 
 use crate::cli::{Change, DryRun, InstallArgs, Rollout, Wanted as Flags};
 use crate::cluster::{Cluster, is_conflict, present, title};
+use crate::codes::{self, Code};
 use crate::commands::VERSION;
 use crate::commands::pool::lan::Lan;
 use crate::commands::pool::{checked, draft};
@@ -132,7 +133,8 @@ pub async fn run(cluster: &Cluster, args: &InstallArgs) -> Result<()> {
     let plan = Plan::new(&args.wanted, named(cluster))?;
     let namespace = named(cluster).unwrap_or(DEFAULT_NAMESPACE);
     say(format!("Installing kubectl-vip {VERSION} in namespace {namespace} of {}", cluster.name()));
-    let ready = prepare(cluster, &plan, &args.wanted, args.rollout.timeout).await?;
+    let ready =
+        prepare(cluster, &plan, &args.wanted, args.rollout.timeout, &args.rollout.skip_checks).await?;
     apply(cluster, ready, &args.rollout).await
 }
 
@@ -151,13 +153,19 @@ pub struct Ready {
     pub namespace: String,
 }
 
-/// What `install` with these flags applies, after all checks.
+/// What `install` with these flags applies, whether or not the cluster is fit for it.
 pub async fn planned(cluster: &Cluster, flags: &Flags, timeout: Duration) -> Result<Ready> {
-    prepare(cluster, &Plan::new(flags, named(cluster))?, flags, timeout).await
+    prepare(cluster, &Plan::new(flags, named(cluster))?, flags, timeout, codes::cluster::ALL).await
 }
 
-async fn prepare(cluster: &Cluster, plan: &Plan, flags: &Flags, timeout: Duration) -> Result<Ready> {
-    let mut ready = checked_objects(cluster, &plan.settings, timeout).await?;
+async fn prepare(
+    cluster: &Cluster,
+    plan: &Plan,
+    flags: &Flags,
+    timeout: Duration,
+    skip: &[&'static Code],
+) -> Result<Ready> {
+    let mut ready = checked_objects(cluster, &plan.settings, timeout, skip).await?;
     let lan = if plan.pools.is_empty() { Lan::default() } else { Lan::read(cluster).await? };
     ready.pools = plan.pools(&lan, flags.interface.as_deref())?;
     keep_addresses(cluster, plan).await?;
@@ -165,9 +173,14 @@ async fn prepare(cluster: &Cluster, plan: &Plan, flags: &Flags, timeout: Duratio
 }
 
 /// The objects with these settings, for a cluster in which they can work.
-pub async fn checked_objects(cluster: &Cluster, settings: &Settings, timeout: Duration) -> Result<Ready> {
+pub async fn checked_objects(
+    cluster: &Cluster,
+    settings: &Settings,
+    timeout: Duration,
+    skip: &[&'static Code],
+) -> Result<Ready> {
     let namespace = settings.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-    checks::run(cluster, namespace).await?;
+    checks::run(cluster, namespace, skip).await?;
     let mut objects = manifests::render(settings)?;
     if checks::foreign_namespace(cluster, namespace, timeout).await? {
         say(format!(

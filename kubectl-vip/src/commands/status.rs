@@ -2,8 +2,6 @@
 //!
 //! What the user may not read is marked `Forbidden`; the rest is shown.
 
-mod judge;
-
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
@@ -13,14 +11,14 @@ use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP, name_of};
 use vip_core::pool::used;
 use vip_core::validate::{CheckedPool, check_pools, pool_of};
 
-use self::judge::{Judge, Problem};
 use crate::cli::StatusArgs;
 use crate::cli::target::Target;
 use crate::cluster::{Cluster, permitted, title_of};
-use crate::commands::pool::lan::Clash;
+use crate::codes::Problem;
 use crate::commands::pool::taken;
 use crate::commands::version::versions;
 use crate::exit::{Failure, Result};
+use crate::judge::{self, Judge, count};
 use crate::output::{self, Form, NONE, Table, say};
 
 /// What stands for that which may not be read.
@@ -162,26 +160,11 @@ struct Report {
 impl View {
     fn report(&self, scope: &Scope, shown: &[&VirtualIP]) -> Report {
         let judge = Judge::new(self.nodes.as_deref(), self.now);
-        let (pools, faults) = check_pools(self.pools.iter().flatten());
+        let (pools, _) = check_pools(self.pools.iter().flatten());
         let namespace = self.agents.iter().flatten().find_map(ResourceExt::namespace);
-        let mut problems = self.agent_problems();
+        let mut problems: Vec<Problem> = self.agents.as_deref().and_then(judge::agents).into_iter().collect();
         problems.extend(judge.nodes(namespace.as_deref()));
-        problems.extend(faults.into_iter().map(|fault| Problem {
-            code: "VIP205",
-            command: format!("kubectl edit {}", fault.object.to_lowercase()),
-            about: fault.object,
-            message: fault.why,
-        }));
-        for (place, pool) in pools.iter().enumerate() {
-            let before = pools.iter().take(place);
-            let clashes = before.filter_map(|other| Some((Clash::between(pool, other)?, other)));
-            problems.extend(clashes.map(|(clash, other)| Problem {
-                code: "VIP205",
-                about: format!("VIPPool {}", pool.name),
-                message: clash.sentence(pool, other),
-                command: "kubectl vip pool list -o wide".to_owned(),
-            }));
-        }
+        problems.extend(self.pools.as_deref().map(judge::pools).unwrap_or_default());
         let mut rows = Vec::new();
         for vip in shown {
             let verdict = judge.judge(vip);
@@ -254,28 +237,6 @@ impl View {
         }
     }
 
-    fn agent_problems(&self) -> Vec<Problem> {
-        let Some(sets) = &self.agents else { return Vec::new() };
-        let problem = |about: &str, message: String, command: String| {
-            vec![Problem { code: "VIP101", about: about.to_owned(), message, command }]
-        };
-        let Some(set) = sets.first() else {
-            let message = "no vip-node found in any namespace: nothing elects and serves".to_owned();
-            return problem("agents", message, "kubectl vip install".to_owned());
-        };
-        let (ready, wanted) = count(sets);
-        let namespace = set.namespace().unwrap_or_default();
-        if wanted == 0 {
-            let message = "no node is to run an agent: none matches the node selector".to_owned();
-            return problem("agents", message, format!("kubectl describe daemonset vip-node -n {namespace}"));
-        }
-        if ready < wanted {
-            let message = format!("{} of {wanted} agents are not ready", wanted - ready);
-            return problem("agents", message, format!("kubectl get pods -n {namespace} -o wide"));
-        }
-        Vec::new()
-    }
-
     fn pool_use(&self, pools: &[CheckedPool]) -> Option<Vec<(String, String)>> {
         self.pools.as_ref()?;
         let taken = taken(&self.vips);
@@ -283,13 +244,6 @@ impl View {
             |pool: &CheckedPool| format!("{}/{}", used(&pool.addresses, &taken), pool.addresses.len_u64());
         Some(pools.iter().map(|pool| (pool.name.clone(), share(pool))).collect())
     }
-}
-
-/// Agents that are ready, and that should be.
-fn count(sets: &[DaemonSet]) -> (i32, i32) {
-    sets.iter().filter_map(|set| set.status.as_ref()).fold((0, 0), |(ready, wanted), status| {
-        (ready + status.number_ready, wanted + status.desired_number_scheduled)
-    })
 }
 
 impl Report {

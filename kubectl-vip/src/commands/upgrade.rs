@@ -33,7 +33,8 @@ pub async fn run(cluster: &Cluster, args: &UpgradeArgs) -> Result<()> {
     let from = if versions.is_empty() { output::UNKNOWN.to_owned() } else { versions.join(", ") };
     say(format!("Upgrading kubectl-vip {from} -> {VERSION} in namespace {namespace} of {}", cluster.name()));
 
-    let ready = install::checked_objects(cluster, &settings, args.rollout.timeout).await?;
+    let ready =
+        install::checked_objects(cluster, &settings, args.rollout.timeout, &args.rollout.skip_checks).await?;
     let dry_run = args.rollout.change.dry_run;
     if dry_run != DryRun::Client {
         let changes = diff::differences(cluster, &ready.objects, args.rollout.force_conflicts).await?;

@@ -56,7 +56,7 @@ fn installing_twice_and_by_kubectl_is_one_and_the_same() {
 
     let other = vip(lab, "install --wait=false --namespace elsewhere").unwrap();
     assert!(
-        other.stderr.contains("Error: kubectl-vip is installed in namespace kubectl-vip already\nhint: go on there: --namespace kubectl-vip"),
+        other.stderr.contains("Error: kubectl-vip is installed in namespace kubectl-vip already\nhint: go on there: --namespace kubectl-vip\nhint: kubectl vip explain VIP005"),
         "{other:#?}"
     );
     said(lab, "pool delete twice");
@@ -72,16 +72,23 @@ fn a_cluster_whose_kube_proxy_uses_ipvs_is_refused() {
     });
     lab.apply(&map.to_string()).unwrap();
     let output = vip(lab, "install --wait=false");
+    let skipped = vip(lab, "install --dry-run=server --skip-checks VIP003").and_then(Output::ok);
     lab.kubectl(["delete", "configmap", "kube-proxy", "-n", "kube-system"]).and_then(Output::ok).unwrap();
     let output = output.unwrap();
     assert_eq!((output.code, output.stdout.as_str()), (1, ""), "nothing was applied");
     assert!(
         output.stderr.ends_with(
-            "Error: kube-proxy runs in IPVS mode (ConfigMap kube-proxy in namespace kube-system): it deletes IPVS services it does not know\n\
-             hint: use its nftables mode: mode: nftables in that ConfigMap, then restart kube-proxy\n\
-             hint: or keep its hands off the pools: ipvs: {excludeCIDRs: [the pools' CIDRs]}\n"
+            "Error: kube-proxy runs in IPVS mode (ConfigMap kube-proxy in namespace kube-system): it deletes IPVS services it does not \
+             know; use its nftables mode, or ipvs.excludeCIDRs with the CIDRs of the pools\n\
+             hint: kubectl edit configmap kube-proxy -n kube-system\n\
+             hint: kubectl vip explain VIP003; to leave this check out: --skip-checks VIP003\n"
         ),
         "{output:#?}"
+    );
+    let skipped = skipped.unwrap();
+    assert!(
+        skipped.stdout.contains("daemonset.apps/vip-node serverside-applied (server dry run)\n"),
+        "{skipped:#?}"
     );
 }
 

@@ -72,21 +72,26 @@ impl Lan {
         let (pools, agents, nodes, services) =
             futures::join!(pools.list(&all), agents.list(&all), nodes.list(&all), services.list(&all));
 
-        let mut lan = Self { pools: present(pools)?.map(|l| l.items).unwrap_or_default(), ..Self::default() };
-        match permitted(nodes)? {
-            Some(list) => list.items.iter().for_each(|node| lan.add_node(node)),
-            None => say("warning: nodes may not be read: the pool is not compared with their addresses"),
-        }
-        if let Ok(Some(list)) = present(agents) {
-            list.items.iter().for_each(|node| lan.add_agent(node));
+        let pools = present(pools)?.map(|list| list.items).unwrap_or_default();
+        let agents = present(agents).ok().flatten().map(|list| list.items).unwrap_or_default();
+        let nodes = permitted(nodes)?.map(|list| list.items);
+        if nodes.is_none() {
+            say("warning: nodes may not be read: the pool is not compared with their addresses");
         }
         // Older API servers do not have ServiceCIDRs.
-        for cidr in services.map(|list| list.items).unwrap_or_default() {
-            for network in cidr.spec.map(|spec| spec.cidrs.unwrap_or_default()).unwrap_or_default() {
-                lan.add_network(&network, "the cluster's network of Services".to_owned());
-            }
+        let cidrs = services.map(|list| list.items).unwrap_or_default();
+        Ok(Self::new(pools, &nodes.unwrap_or_default(), &agents, &cidrs))
+    }
+
+    /// From what was read.
+    pub fn new(pools: Vec<VIPPool>, nodes: &[Node], agents: &[VIPNode], services: &[ServiceCIDR]) -> Self {
+        let mut lan = Self { pools, ..Self::default() };
+        nodes.iter().for_each(|node| lan.add_node(node));
+        agents.iter().for_each(|node| lan.add_agent(node));
+        for network in services.iter().filter_map(|cidr| cidr.spec.as_ref()?.cidrs.as_ref()).flatten() {
+            lan.add_network(network, "the cluster's network of Services".to_owned());
         }
-        Ok(lan)
+        lan
     }
 
     fn add_node(&mut self, node: &Node) {
@@ -135,19 +140,29 @@ impl Lan {
             };
             return Err(Failure::new(clash.sentence(pool, other)).hint(hint));
         }
-        if let Some((address, owner)) =
-            self.hosts.iter().find(|(address, _)| pool.addresses.contains(*address))
-        {
-            return Err(Failure::new(format!(
-                "pool {name:?} holds {address}, which is the address of {owner}"
-            ))
-            .hint(format!("leave it out: --exclude {address}")));
+        if let Some((address, sentence)) = self.host_in(pool) {
+            return Err(Failure::new(sentence).hint(format!("leave it out: --exclude {address}")));
         }
-        match self.networks.iter().find_map(|(set, what)| Some((pool.addresses.overlap(set)?, what))) {
-            Some((span, what)) => Err(Failure::new(format!("pool {name:?} holds {span} of {what}"))
-                .hint("a pool has addresses of the LAN that nobody else gives out")),
+        match self.network_in(pool) {
+            Some(sentence) => {
+                Err(Failure::new(sentence).hint("a pool has addresses of the LAN that nobody else gives out"))
+            }
             None => Ok(()),
         }
+    }
+
+    /// An address of the pool that something has already, and the sentence about it.
+    pub fn host_in(&self, pool: &CheckedPool) -> Option<(IpAddr, String)> {
+        let (address, owner) = self.hosts.iter().find(|(address, _)| pool.addresses.contains(*address))?;
+        Some((*address, format!("pool {:?} holds {address}, which is the address of {owner}", pool.name)))
+    }
+
+    /// The sentence about a network of the cluster that the pool has addresses of.
+    pub fn network_in(&self, pool: &CheckedPool) -> Option<String> {
+        let overlap = |(set, what): &(AddressSet, String)| {
+            Some(format!("pool {:?} holds {} of {what}", pool.name, pool.addresses.overlap(set)?))
+        };
+        self.networks.iter().find_map(overlap)
     }
 
     /// Virtual routers for a new pool.

@@ -1,38 +1,28 @@
 //! What is true of a virtual IP, given what its owner wrote and when that owner was last heard of.
 //!
-//! An owner that has been silent may be dead: then nothing that it wrote is repeated as if it held.
+//! An owner that has been silent may be dead: then nothing that it wrote is repeated as if it held. `status` and `check`
+//! share these judgements.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
-use serde::Serialize;
 use vip_core::api::{
     CONDITION_ANNOUNCED, CONDITION_CONFLICT, CONDITION_PROGRAMMED, PLUGIN_MANAGER, Reason, ServiceRef,
-    VIPNode, VirtualIP,
+    VIPNode, VIPPool, VirtualIP,
 };
+use vip_core::validate::check_pools;
 
 use crate::cluster::silence;
+use crate::codes::{Code, Problem, addresses, nodes, services};
+use crate::commands::pool::lan::Clash;
 use crate::fitness::unready;
 use crate::output::{NONE, PENDING, UNKNOWN, span};
 
 /// A virtual IP may be away from the node it is pinned to for so long (seconds) before that is worth a word.
 const PATIENCE: i64 = 60;
-
-/// What is wrong: a code to look up, a sentence, and the one command that helps.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Problem {
-    /// Stable code, `VIPnnn`.
-    pub code: &'static str,
-    /// What it is about: `shop/web`, `node-2`, `pool lab`.
-    pub about: String,
-    /// What is wrong.
-    pub message: String,
-    /// A command that shows more or repairs it.
-    pub command: String,
-}
 
 /// The truth about one virtual IP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +70,12 @@ impl<'a> Judge<'a> {
         let bare = vip.spec.services.is_empty();
         let describe = format!("kubectl describe virtualip {}", vip.name_any());
         let condition = |kind: &str| status.conditions.iter().find(|condition| condition.type_ == kind);
-        let problem =
-            |code, message: String, command: String| Problem { code, about: about.clone(), message, command };
+        let problem = |code: &'static Code, message: String, command: String| Problem {
+            code,
+            about: about.clone(),
+            message,
+            command,
+        };
         let (announced, programmed) = (condition(CONDITION_ANNOUNCED), condition(CONDITION_PROGRAMMED));
         let conflict = condition(CONDITION_CONFLICT).filter(|condition| condition.status == "True");
 
@@ -92,7 +86,7 @@ impl<'a> Judge<'a> {
                     let message = format!("no node owns {}", vip.spec.address);
                     (
                         "Pending".to_owned(),
-                        vec![problem("VIP201", message, "kubectl vip node list".to_owned())],
+                        vec![problem(&addresses::UNOWNED, message, "kubectl vip node list".to_owned())],
                     )
                 }
             };
@@ -108,7 +102,7 @@ impl<'a> Judge<'a> {
                 owner: UNKNOWN.to_owned(),
                 backends: if bare { NONE } else { UNKNOWN }.to_owned(),
                 status: word,
-                problems: vec![problem("VIP202", message, describe)],
+                problems: vec![problem(&addresses::OWNER_UNKNOWN, message, describe)],
             };
         }
         let faults: Vec<&Condition> = [announced, programmed]
@@ -154,7 +148,7 @@ impl<'a> Judge<'a> {
         };
         let message =
             format!("{} is pinned to {wanted}, but on {owner} for {}{why}", vip.spec.address, span(away));
-        Some(Problem { code: "VIP209", about: about(vip), message, command })
+        Some(Problem { code: &addresses::STRAY, about: about(vip), message, command })
     }
 
     /// A condition that is not as it should be, as a problem.
@@ -171,22 +165,26 @@ impl<'a> Judge<'a> {
         };
         let (code, message, command) = match condition.reason.as_str() {
             "NoEndpoints" => (
-                "VIP301",
+                &services::NO_ENDPOINTS,
                 format!("no ready endpoints for {since}"),
                 format!("kubectl get endpointslices -n {namespace} -l kubernetes.io/service-name={name}"),
             ),
-            "ServiceNotFound" => ("VIP302", said, get_service),
-            "ServiceNotSupported" => ("VIP303", said, get_service),
-            "PortClash" => ("VIP304", said, get_service),
-            "ForeignEntry" => ("VIP305", said, describe),
-            "Invalid" => ("VIP306", said, format!("kubectl get virtualip {} -o yaml", vip.name_any())),
-            "Rejected" => ("VIP204", said, "kubectl vip pool list".to_owned()),
-            "AddressInUse" => ("VIP207", said, describe),
-            "AddressClaimed" => ("VIP208", said, describe),
-            "NoCandidate" | "NoInterface" | "NodeExcluded" | "NodeDrained" | "NoLocalEndpoint" => {
-                ("VIP201", said, "kubectl vip node list -o wide".to_owned())
+            "ServiceNotFound" => (&services::GONE, said, get_service),
+            "ServiceNotSupported" => (&services::UNSUPPORTED, said, get_service),
+            "PortClash" => (&services::PORT_CLASH, said, get_service),
+            "ForeignEntry" => (&services::FOREIGN_ENTRY, said, describe),
+            "Invalid" => {
+                (&services::MALFORMED, said, format!("kubectl get virtualip {} -o yaml", vip.name_any()))
             }
-            _ => ("VIP206", said, describe),
+            "Rejected" => (&addresses::REJECTED, said, "kubectl vip pool list".to_owned()),
+            "AddressInUse" => (&addresses::IN_USE, said, describe),
+            "TwoOwners" => (&addresses::TWO_OWNERS, said, "kubectl vip check".to_owned()),
+            "AddressClaimed" => (&addresses::CLAIMED, said, describe),
+            "NoCandidate" | "NoInterface" | "NodeExcluded" | "NodeDrained" | "NoLocalEndpoint" => {
+                (&addresses::UNOWNED, said, "kubectl vip node list -o wide".to_owned())
+            }
+            "SchedulerUnavailable" => (&services::SCHEDULER, said, describe),
+            _ => (&addresses::NOT_SERVED, said, describe),
         };
         Problem { code, about: about(vip), message, command }
     }
@@ -203,7 +201,12 @@ impl<'a> Judge<'a> {
         for (name, node) in self.nodes.iter().flatten() {
             if let Some(seconds) = silence(node, self.now) {
                 let message = format!("the agent has been silent for {}", span(seconds));
-                problems.push(Problem { code: "VIP102", about: name.clone(), message, command: pods(name) });
+                problems.push(Problem {
+                    code: &nodes::SILENT,
+                    about: name.clone(),
+                    message,
+                    command: pods(name),
+                });
                 continue;
             }
             let Some(status) = node.status.as_ref().filter(|status| !status.dataplane.ready) else {
@@ -216,7 +219,8 @@ impl<'a> Judge<'a> {
                 None => reason,
             };
             let command = format!("kubectl describe vipnode {name}");
-            problems.push(Problem { code: "VIP103", about: name.clone(), message, command });
+            let code = kernel_code(status.dataplane.reason);
+            problems.push(Problem { code, about: name.clone(), message, command });
         }
         problems
     }
@@ -237,7 +241,7 @@ impl<'a> Judge<'a> {
             .into_iter()
             .filter(|(_, nodes)| nodes.len() > 1)
             .map(|(address, nodes)| Problem {
-                code: "VIP203",
+                code: &addresses::TWO_OWNERS,
                 about: address.to_owned(),
                 message: format!(
                     "{} all say that they own it: they do not hear each other",
@@ -247,6 +251,71 @@ impl<'a> Judge<'a> {
             })
             .collect()
     }
+}
+
+/// The code for a node that says that it cannot serve.
+fn kernel_code(reason: Option<Reason>) -> &'static Code {
+    match reason {
+        Some(Reason::IPVSUnavailable) => &nodes::NO_IPVS,
+        Some(Reason::SysctlNotSet) => &nodes::SYSCTL,
+        Some(Reason::VrrpUnavailable) => &nodes::NO_VRRP,
+        Some(Reason::NotPermitted) => &nodes::CAPABILITY,
+        _ => &nodes::KERNEL_REFUSED,
+    }
+}
+
+/// What is wrong with the DaemonSets of the agents.
+pub fn agents(sets: &[DaemonSet]) -> Option<Problem> {
+    let problem = |message: String, command: String| {
+        Some(Problem { code: &nodes::AGENTS, about: "agents".to_owned(), message, command })
+    };
+    let Some(set) = sets.first() else {
+        let message = "no vip-node found in any namespace: nothing elects and serves".to_owned();
+        return problem(message, "kubectl vip install".to_owned());
+    };
+    let (ready, wanted) = count(sets);
+    let namespace = set.namespace().unwrap_or_default();
+    if wanted == 0 {
+        let message = "no node is to run an agent: none matches the node selector".to_owned();
+        return problem(message, format!("kubectl describe daemonset vip-node -n {namespace}"));
+    }
+    if ready < wanted {
+        let message = format!("{} of {wanted} agents are not ready", wanted - ready);
+        return problem(message, format!("kubectl get pods -n {namespace} -o wide"));
+    }
+    None
+}
+
+/// Agents that are ready, and that should be.
+pub fn count(sets: &[DaemonSet]) -> (i32, i32) {
+    sets.iter().filter_map(|set| set.status.as_ref()).fold((0, 0), |(ready, wanted), status| {
+        (ready + status.number_ready, wanted + status.desired_number_scheduled)
+    })
+}
+
+/// What is wrong with the pools themselves, and between them.
+pub fn pools(raw: &[VIPPool]) -> Vec<Problem> {
+    let (pools, faults) = check_pools(raw);
+    let mut problems: Vec<Problem> = faults
+        .into_iter()
+        .map(|fault| Problem {
+            code: &addresses::POOLS,
+            command: format!("kubectl edit {}", fault.object.to_lowercase()),
+            about: fault.object,
+            message: fault.why,
+        })
+        .collect();
+    for (place, pool) in pools.iter().enumerate() {
+        let before = pools.iter().take(place);
+        let clashes = before.filter_map(|other| Some((Clash::between(pool, other)?, other)));
+        problems.extend(clashes.map(|(clash, other)| Problem {
+            code: &addresses::POOLS,
+            about: format!("VIPPool {}", pool.name),
+            message: clash.sentence(pool, other),
+            command: "kubectl vip pool list -o wide".to_owned(),
+        }));
+    }
+    problems
 }
 
 /// The Services of a virtual IP, or its address.
@@ -345,7 +414,7 @@ mod tests {
         assert_eq!(
             verdict.problems,
             [Problem {
-                code: "VIP301",
+                code: &services::NO_ENDPOINTS, // VIP301
                 about: "shop/api".into(),
                 message: "no ready endpoints for 14m".into(),
                 command: "kubectl get endpointslices -n shop -l kubernetes.io/service-name=api".into(),
@@ -364,7 +433,7 @@ mod tests {
         );
         assert_eq!(rejected.status, "Rejected");
         assert_eq!(
-            (rejected.problems[0].code, rejected.problems[0].command.as_str()),
+            (rejected.problems[0].code.id, rejected.problems[0].command.as_str()),
             ("VIP204", "kubectl vip pool list")
         );
         assert_eq!(rejected.problems[0].message, "10.0.0.1 is in no pool (for 14m)");
@@ -388,7 +457,7 @@ mod tests {
             condition("Conflict", "True", "AddressClaimed", "52:54:00:aa:bb:cc claims it"),
         ];
         let verdict = judge(json!({"node": "node-1", "conditions": claimed}), LATELY);
-        assert_eq!((verdict.status.as_str(), verdict.problems[0].code), ("AddressClaimed", "VIP208"));
+        assert_eq!((verdict.status.as_str(), verdict.problems[0].code.id), ("AddressClaimed", "VIP208"));
         let over =
             [condition("Announced", "True", "Active", ""), condition("Conflict", "False", "NoConflict", "")];
         assert!(judge(json!({"node": "node-1", "conditions": over}), LATELY).problems.is_empty());
@@ -451,9 +520,46 @@ mod tests {
         assert_eq!(
             said,
             [
-                "VIP103 node-2: IPVSUnavailable: module ip_vs is missing",
+                "VIP104 node-2: IPVSUnavailable: module ip_vs is missing",
                 "VIP102 node-3: the agent has been silent for 14m"
             ]
         );
+    }
+
+    #[test]
+    fn each_reason_of_a_node_has_a_code() {
+        for (reason, code) in [
+            (Reason::IPVSUnavailable, "VIP104"),
+            (Reason::SysctlNotSet, "VIP105"),
+            (Reason::VrrpUnavailable, "VIP106"),
+            (Reason::NotPermitted, "VIP107"),
+            (Reason::KernelRefused, "VIP103"),
+        ] {
+            assert_eq!(kernel_code(Some(reason)).id, code);
+        }
+        assert_eq!(kernel_code(None).id, "VIP103");
+    }
+
+    #[test]
+    fn each_reason_of_a_condition_has_a_code() {
+        for (reason, code) in [
+            ("NoEndpoints", "VIP301"),
+            ("ServiceNotFound", "VIP302"),
+            ("ServiceNotSupported", "VIP303"),
+            ("PortClash", "VIP304"),
+            ("ForeignEntry", "VIP305"),
+            ("Invalid", "VIP306"),
+            ("Rejected", "VIP204"),
+            ("AddressInUse", "VIP207"),
+            ("AddressClaimed", "VIP208"),
+            ("TwoOwners", "VIP203"),
+            ("NoCandidate", "VIP201"),
+            ("SchedulerUnavailable", "VIP308"),
+            ("KernelRefused", "VIP206"),
+        ] {
+            let conditions = [condition("Announced", "False", reason, "")];
+            let verdict = judge(json!({"node": "node-1", "conditions": conditions}), LATELY);
+            assert_eq!(verdict.problems[0].code.id, code, "{reason}");
+        }
     }
 }
