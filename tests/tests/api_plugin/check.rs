@@ -41,7 +41,9 @@ impl Scene<'_> {
 
     fn nodes(&self) {
         for name in NODES {
-            let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+            let labels = json!({"kubernetes.io/os": "linux"});
+            let object =
+                json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
             self.lab.apply(&object.to_string()).unwrap();
             // Enough for a pod. It never says that it is ready, so it is not missed when it says nothing.
             let room = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});

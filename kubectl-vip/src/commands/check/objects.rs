@@ -44,12 +44,16 @@ pub fn judge(facts: &Facts, report: &mut Report) {
     problems.extend(judge.split(vips));
     let (on_the_lan, of_objects): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| problem.code.group == Group::Network);
+    let is_quiet = on_the_lan.is_empty();
     report.verdict(Group::Network, "no other machine uses or claims a virtual IP", on_the_lan);
     let well = match vips.len() {
         0 => "there is no virtual IP yet".to_owned(),
         count => format!("{}: owned and served", counted(count, "virtual IP")),
     };
-    report.verdict(Group::Objects, well, of_objects);
+    // What the network has said of a virtual IP is not contradicted here.
+    if is_quiet || !of_objects.is_empty() {
+        report.verdict(Group::Objects, well, of_objects);
+    }
     if let Some(reports) = &facts.reports {
         report.verdict(Group::Objects, "owners are balanced", unbalanced(reports, vips, facts.now));
     }
