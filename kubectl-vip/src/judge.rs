@@ -183,6 +183,7 @@ impl<'a> Judge<'a> {
             "NoCandidate" | "NoInterface" | "NodeExcluded" | "NodeDrained" | "NoLocalEndpoint" => {
                 (&addresses::UNOWNED, said, "kubectl vip node list -o wide".to_owned())
             }
+            "BackendsFailing" => (&services::FAILING, said, describe),
             "SchedulerUnavailable" => (&services::SCHEDULER, said, describe),
             _ => (&addresses::NOT_SERVED, said, describe),
         };
@@ -555,6 +556,7 @@ mod tests {
             ("TwoOwners", "VIP203"),
             ("NoCandidate", "VIP201"),
             ("SchedulerUnavailable", "VIP308"),
+            ("BackendsFailing", "VIP309"),
             ("KernelRefused", "VIP206"),
         ] {
             let conditions = [condition("Announced", "False", reason, "")];

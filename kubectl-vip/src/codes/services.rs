@@ -58,4 +58,12 @@ codes! {
             "or name another one: `kubectl vip unexpose svc/NAME`, then `kubectl vip expose svc/NAME --scheduler SCHEDULER`",
         ],
     }
+    FAILING = "VIP309" Warning Objects "backends fail the checks of their virtual IP" {
+        cause: "Pods that Kubernetes calls ready do not answer the checks that the virtual IP asks for, or not from its owner.",
+        consequence: "What fails gets no new connections, unless all fail: then none is left out.",
+        remedies: [
+            "`kubectl describe virtualip ADDRESS` names what fails and how",
+            "`kubectl logs` of those pods; correct the checks of the virtual IP if the pods are well",
+        ],
+    }
 }
