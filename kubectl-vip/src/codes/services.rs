@@ -58,9 +58,9 @@ codes! {
             "or name another one: `kubectl vip unexpose svc/NAME`, then `kubectl vip expose svc/NAME --scheduler SCHEDULER`",
         ],
     }
-    FAILING = "VIP309" Warning Objects "backends fail the checks of their virtual IP" {
+    FAILING = "VIP309" Warning Objects "no backend of a Service passes its check" {
         cause: "Pods that Kubernetes calls ready do not answer the checks that the virtual IP asks for, or not from its owner.",
-        consequence: "What fails gets no new connections, unless all fail: then none is left out.",
+        consequence: "All of them are kept, so clients are sent to backends that may not answer.",
         remedies: [
             "`kubectl describe virtualip ADDRESS` names what fails and how",
             "`kubectl logs` of those pods; correct the checks of the virtual IP if the pods are well",
