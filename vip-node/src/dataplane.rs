@@ -124,7 +124,7 @@ impl DataplaneError {
 
 /// Whether later steps for the same service make no sense once this one failed: a service that is not in the ledger must
 /// not be added, nor opened to more clients than it should be, and one that is still there must stay in the ledger.
-fn blocks(change: &Change) -> bool {
+pub(crate) fn blocks(change: &Change) -> bool {
     matches!(
         change,
         Change::Restrict(..)

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use vip_core::api::Scheduler;
 use vip_core::desired::Trouble;
-use vip_core::plan::{ServiceKey, Tables, plan};
+use vip_core::plan::{Change, ServiceKey, Tables, plan};
 
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, blocks};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
 /// small messages to the kernel each time.
@@ -24,6 +25,10 @@ const SENTINEL: Duration = Duration::from_millis(50);
 const AUDIT: Duration = Duration::from_secs(10);
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Steps between two looks at whether something newer is desired: some 20 ms, or a second where the kernel is slow because
+/// its table was flushed.
+const AT_ONCE: usize = 512;
 
 /// What the kernel holds of ours.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +65,7 @@ enum Command {
 /// The handle of the thread.
 pub struct Programmer {
     commands: Sender<Command>,
+    newest: Arc<AtomicU64>,
     state: watch::Receiver<Programmed>,
     thread: std::thread::JoinHandle<()>,
 }
@@ -72,16 +78,19 @@ impl Programmer {
     pub fn start(dataplane: impl Dataplane + 'static) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
         let (publish, state) = watch::channel(Programmed::default());
-        let thread = std::thread::Builder::new().name("programmer".into()).spawn(move || {
-            Worker::new(dataplane, publish).run(&inbox);
-        })?;
-        Ok(Self { commands, state, thread })
+        let worker = Worker::new(dataplane, publish);
+        let newest = Arc::clone(&worker.newest);
+        let thread =
+            std::thread::Builder::new().name("programmer".into()).spawn(move || worker.run(&inbox))?;
+        Ok(Self { commands, newest, state, thread })
     }
 
     /// States what the kernel should hold from now on.
     pub fn desire(&self, generation: u64, tables: Tables) {
         // The thread ends only after `clear`, which consumes the handle.
         let _ = self.commands.send(Command::Desire(generation, tables));
+        // Said after it is in the inbox, where a thread that stops for it must find it.
+        self.newest.fetch_max(generation, Ordering::Release);
     }
 
     /// States which addresses are bound here: what they need comes first.
@@ -97,14 +106,27 @@ impl Programmer {
     /// Removes all that is ours from the kernel and ends the thread.
     pub fn clear(self) {
         let _ = self.commands.send(Command::Clear);
+        self.newest.store(u64::MAX, Ordering::Release);
         let _ = self.thread.join();
     }
+}
+
+/// How far an attempt came.
+enum Outcome {
+    /// To its end, with this state.
+    Reached(Programmed),
+    /// It was stopped for something newer.
+    Overtaken,
+    /// A single failure that nobody needs to hear of.
+    Unheard,
 }
 
 struct Worker<D> {
     dataplane: D,
     publish: watch::Sender<Programmed>,
     desired: Option<(u64, Tables)>,
+    /// The generation that was desired last; it may still be in the inbox.
+    newest: Arc<AtomicU64>,
     /// The addresses that are bound here.
     owned: BTreeSet<IpAddr>,
     /// The kernel as we left it; `None` when it has to be read.
@@ -124,6 +146,7 @@ impl<D: Dataplane> Worker<D> {
             dataplane,
             publish,
             desired: None,
+            newest: Arc::new(AtomicU64::new(0)),
             owned: BTreeSet::new(),
             mirror: None,
             retry: RETRY.0,
@@ -201,17 +224,21 @@ impl<D: Dataplane> Worker<D> {
         loop {
             let known = self.lacking.len();
             let outcome = self.approach();
-            // A scheduler that has turned out to be missing is replaced at once.
-            if self.lacking.len() == known {
-                return outcome.is_some_and(|state| self.conclude(state));
+            match outcome {
+                // What is desired now is in the inbox.
+                Outcome::Overtaken => return true,
+                // A scheduler that has turned out to be missing is replaced at once.
+                _ if self.lacking.len() != known => {}
+                Outcome::Unheard => return false,
+                Outcome::Reached(state) => return self.conclude(state),
             }
         }
     }
 
-    /// Takes the steps to what is desired, as far as the kernel has the schedulers, and tells what holds then. `None`: a
-    /// single failure that nobody needs to hear of.
-    fn approach(&mut self) -> Option<Programmed> {
-        let (generation, desired) = self.desired.as_ref()?;
+    /// Takes the steps to what is desired, as far as the kernel has the schedulers, and tells what holds then.
+    /// Stops on the way when something newer is desired: the order of the plan allows it everywhere.
+    fn approach(&mut self) -> Outcome {
+        let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
         let (desired, substituted) = substitute(desired, &self.lacking);
         let mut state = Programmed {
             generation: Some(*generation),
@@ -225,10 +252,10 @@ impl<D: Dataplane> Worker<D> {
                 self.failures += 1;
                 let last = self.publish.borrow();
                 if self.failures == 1 && last.generation.is_some() && last.trouble.is_none() {
-                    return None;
+                    return Outcome::Unheard;
                 }
                 state.trouble = Some(Trouble::new(error.reason(), error.to_string()));
-                return Some(state);
+                return Outcome::Reached(state);
             }
         };
         self.failures = 0;
@@ -237,18 +264,20 @@ impl<D: Dataplane> Worker<D> {
             let (found, steps) = (observed.ledger.len(), plan.changes.len());
             info!(found, steps, "services of ours found in the kernel, steps to what they should be");
         }
-        let failures = self.dataplane.apply(&plan.changes);
         let mut mirror = observed;
         let mut refused = BTreeMap::new();
         let mut failed: BTreeMap<usize, Trouble> = BTreeMap::new();
-        for (index, error) in failures {
+        let mut taken = 0;
+        for (index, error) in take(&mut self.dataplane, &plan.changes, &mut taken, || {
+            self.newest.load(Ordering::Acquire) > *generation
+        }) {
             let trouble = Trouble::new(error.reason(), error.to_string());
             if let DataplaneError::SchedulerUnavailable { scheduler, .. } = error {
                 self.lacking.insert(scheduler, trouble.clone());
             }
             failed.insert(index, trouble);
         }
-        for (index, change) in plan.changes.iter().enumerate() {
+        for (index, change) in plan.changes.iter().enumerate().take(taken) {
             match (failed.get(&index), change.key()) {
                 (None, _) => mirror.apply(change),
                 // The first failure is the cause of those after it.
@@ -270,7 +299,10 @@ impl<D: Dataplane> Worker<D> {
         state.refused = Arc::new(refused);
         // After a refusal the mirror may be wrong in more than that one entry.
         self.mirror = failed.is_empty().then_some(mirror);
-        Some(state)
+        match taken == plan.changes.len() {
+            true => Outcome::Reached(state),
+            false => Outcome::Overtaken,
+        }
     }
 
     fn conclude(&mut self, state: Programmed) -> bool {
@@ -290,6 +322,40 @@ impl<D: Dataplane> Worker<D> {
         self.publish.send_replace(state);
         done
     }
+}
+
+/// Takes steps in portions until they are all taken or `stop` says so after one. `taken` counts those that were tried; the
+/// failed ones are returned by their index. A portion keeps from steps that depend on a failed one of an earlier portion.
+fn take(
+    dataplane: &mut impl Dataplane,
+    changes: &[Change],
+    taken: &mut usize,
+    stop: impl Fn() -> bool,
+) -> Vec<(usize, DataplaneError)> {
+    let mut failures = Vec::new();
+    let mut blocked: BTreeSet<ServiceKey> = BTreeSet::new();
+    for (n, portion) in changes.chunks(AT_ONCE).enumerate() {
+        if n > 0 && stop() {
+            break;
+        }
+        let is_vain = |change: &Change| change.key().is_some_and(|key| blocked.contains(key));
+        let (vain, steps): (Vec<usize>, Vec<usize>) =
+            (*taken..*taken + portion.len()).partition(|index| changes.get(*index).is_some_and(is_vain));
+        let tried: Cow<'_, [Change]> = match vain.is_empty() {
+            true => Cow::Borrowed(portion),
+            false => portion.iter().filter(|change| !is_vain(change)).cloned().collect(),
+        };
+        for (at, error) in dataplane.apply(&tried) {
+            let (Some(index), Some(change)) = (steps.get(at), tried.get(at)) else { continue };
+            blocked.extend(change.key().filter(|_| blocks(change)));
+            failures.push((*index, error));
+        }
+        for index in vain {
+            failures.extend(changes.get(index).map(|c| (index, DataplaneError::Skipped(c.clone()))));
+        }
+        *taken += portion.len();
+    }
+    failures
 }
 
 /// What is desired with the default scheduler in place of those that the kernel lacks, and which services that concerns.
@@ -322,7 +388,7 @@ mod tests {
     use super::*;
     use crate::dataplane::Recorder;
     use vip_core::api::Reason;
-    use vip_core::plan::{Change, Protocol, Settings, VirtualService};
+    use vip_core::plan::{Protocol, Settings, VirtualService};
 
     fn key(port: u16) -> ServiceKey {
         ServiceKey { address: [10, 87, 2, 50].into(), protocol: Protocol::Tcp, port }
@@ -493,5 +559,64 @@ mod tests {
         assert!(worker.attempt());
         assert_eq!((kernel.tables(), kernel.forget().len()), (wanted, 1));
         assert!(worker.publish.borrow().substituted.is_empty());
+    }
+
+    /// Services on that many ports from 1,000 on, with four destinations each.
+    fn many(services: u16) -> Tables {
+        let service = tables(4).services[&key(80)].clone();
+        let services: BTreeMap<_, _> = (0..services).map(|n| (key(1000 + n), service.clone())).collect();
+        let ledger = services.keys().copied().collect();
+        Tables { services, ledger, ..tables(0) }
+    }
+
+    #[test]
+    fn what_is_newer_is_taken_up_in_the_middle_of_a_refill() {
+        let kernel = Recorder::default();
+        let mut worker = worker(&kernel, many(1000));
+        worker.newest.store(2, Ordering::Release);
+        assert!(worker.attempt());
+        assert_eq!(kernel.forget().len(), AT_ONCE);
+        assert_eq!(worker.publish.borrow().generation, None);
+        worker.desired = Some((2, tables(3)));
+        assert!(worker.attempt());
+        assert_eq!(kernel.tables(), tables(3));
+        assert_eq!(worker.publish.borrow().generation, Some(2));
+    }
+
+    #[test]
+    fn a_refusal_keeps_from_what_depends_on_it_in_later_portions() {
+        let kernel = Recorder::default();
+        kernel.refuse(key(1000), true);
+        let mut worker = worker(&kernel, many(1000));
+        assert!(!worker.attempt());
+        let mut others = many(1000);
+        others.services.remove(&key(1000));
+        others.ledger.remove(&key(1000));
+        assert_eq!(kernel.tables(), others);
+        let state = worker.publish.borrow().clone();
+        assert!(state.refused[&key(1000)].message.ends_with("as the test wants"));
+    }
+
+    #[test]
+    fn a_thousand_endpoints_that_come_and_go_and_five_thousand_services_deleted_at_once() {
+        let kernel = Recorder::default();
+        let programmer = Programmer::start(kernel.clone()).unwrap();
+        let mut crowd = many(5000);
+        programmer.desire(1, crowd.clone());
+        let some: Vec<_> =
+            (0..1000u32).map(|n| (([10, 245, (n / 250) as u8, (n % 250) as u8], 80).into(), 1)).collect();
+        for generation in 2..12 {
+            let destinations = &mut crowd.services.get_mut(&key(1000)).unwrap().destinations;
+            match generation % 2 {
+                0 => destinations.extend(some.iter().copied()),
+                _ => destinations.retain(|to, _| some.iter().all(|(other, _)| other != to)),
+            }
+            programmer.desire(generation, crowd.clone());
+        }
+        wait(&programmer, |s| s.generation == Some(11));
+        assert_eq!(kernel.tables(), many(5000));
+        programmer.desire(12, tables(1));
+        wait(&programmer, |s| s.generation == Some(12));
+        assert_eq!(kernel.tables(), tables(1));
     }
 }
