@@ -9,6 +9,8 @@ mod clients;
 mod ipv6;
 #[path = "kernel/links.rs"]
 mod links;
+#[path = "kernel/scale.rs"]
+mod scale;
 #[path = "kernel/traffic.rs"]
 mod traffic;
 #[allow(dead_code, reason = "the netns tier uses all of it")]
