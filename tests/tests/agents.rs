@@ -13,7 +13,7 @@ use std::{fs, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Segment, command};
-use serde_json::json;
+use serde_json::{Value, json};
 use vip_core::vrrp::Family;
 use vip_core::vrrp::packet::{Advert, Checksum, group};
 
@@ -91,8 +91,14 @@ fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew
     scene.wait_status(vip, &scene.nodes[owner].name)?;
     for node in &scene.nodes {
         let state = node.state_dir().join("cluster.state");
+        // This address, not one of a test before.
         command::until("what is known to be on the disk", SOON, || {
-            Ok(fs::read_to_string(&state)?.contains("firstAnnounced").then_some(()))
+            let text = fs::read_to_string(&state)?;
+            let view: Value = serde_json::from_str(text.lines().nth(1).unwrap_or_default())?;
+            let vips = view["vips"].as_array().context("no virtual IPs")?;
+            let announced = vips.iter().filter(|vip| vip["status"]["firstAnnounced"].is_string());
+            let names: Vec<&Value> = announced.map(|vip| &vip["spec"]["address"]).collect();
+            Ok((vips.len() == 1 && names == [&json!(vip.to_string())]).then_some(()))
         })?;
     }
     scene.lab.stop_apiserver()?;

@@ -24,10 +24,12 @@ fn keys(version: &Version) -> [ServiceKey; 2] {
     [tcp, ServiceKey { protocol: Protocol::Udp, port: 53, ..tcp }]
 }
 
-/// A node that has the virtual IP and forwards.
+/// A node that has the virtual IP and forwards. It refuses as often as it is asked, not once a second.
 fn make_owner(node: &Host, version: &Version) {
     node.netns().ip(version.bound).unwrap();
-    node.exec("sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").unwrap().ok().unwrap();
+    let forwards = "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1";
+    let refuses = "net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0";
+    node.exec(&format!("sysctl -w {forwards} {refuses}")).unwrap().ok().unwrap();
 }
 
 #[test]
