@@ -1,16 +1,8 @@
 //! What can happen to the agent of a node in a real pod: killed, out of memory.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{Lab, Node, Watch, command, product};
 
 use super::{Exposed, NAMESPACE, check, failover::EVERY, installed};
@@ -95,46 +87,11 @@ fn steady(lab: &Lab, url: &str) -> Result<Watch> {
     Ok(watch)
 }
 
-/// Connections that stay open, each used now and then.
-struct Crowd {
-    stop: Arc<AtomicBool>,
-    members: Vec<JoinHandle<Result<()>>>,
-}
-
-impl Crowd {
-    fn new(lab: &Lab, at: SocketAddr) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut members = Vec::new();
-        for _ in 0..50 {
-            let mut connection = lab.client().limit(Duration::from_secs(10)).connect(at)?;
-            let stop = Arc::clone(&stop);
-            members.push(thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    connection.get("hostname")?;
-                    thread::sleep(Duration::from_secs(3));
-                }
-                Ok(())
-            }));
-        }
-        Ok(Self { stop, members })
-    }
-
-    /// Fails with the first connection that broke.
-    fn leave(self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.members.into_iter().try_for_each(|member| match member.join() {
-            Ok(outcome) => outcome,
-            Err(_) => bail!("a client panicked"),
-        })
-    }
-}
-
 #[test]
 fn an_agent_that_was_killed_applies_the_difference_and_nobody_notices() {
     check(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "killed")?;
-        let crowd = Crowd::new(lab, (exposed.vip, 80).into())?;
         let watch = steady(lab, &exposed.url())?;
 
         // The owner's hangs, and misses that another Service gets an address; then it is killed.
@@ -165,7 +122,6 @@ fn an_agent_that_was_killed_applies_the_difference_and_nobody_notices() {
         ensure!(steps == 0, "the agent took {steps} steps");
 
         let report = watch.stop();
-        crowd.leave()?;
         println!("{report}");
         ensure!(report.failures == 0, "{report}");
         let owners = product::owners(lab, exposed.vip)?;
