@@ -64,15 +64,10 @@ struct Exposed {
 }
 
 impl Exposed {
-    /// The Service and its address, whatever becomes of it.
-    fn begin(lab: &'static Lab, service: &str) -> Result<Ipv4Addr> {
-        web(lab)?.add_service(service, 80)?;
-        lab.kubectl(["vip", "expose", &format!("svc/{service}"), "-n", NAMESPACE, "--wait=false"])?.ok()?;
-        product::address_of(lab, NAMESPACE, service)
-    }
-
     fn new(lab: &'static Lab, service: &str) -> Result<Self> {
-        let vip = Self::begin(lab, service)?;
+        web(lab)?.add_service(service, 80)?;
+        lab.kubectl(["vip", "expose", &format!("svc/{service}"), "-n", NAMESPACE])?.ok()?;
+        let vip = product::address_of(lab, NAMESPACE, service)?;
         let owner = product::wait_one_owner(lab, vip, Duration::from_secs(20))?;
         product::wait_backends(lab, vip, 3, Duration::from_secs(20))?;
         product::wait_destinations(lab, vip, 80, 3, Duration::from_secs(20))?;
