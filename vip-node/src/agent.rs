@@ -158,7 +158,7 @@ impl Agent {
         if let Some(report) = report {
             self.node.interfaces =
                 report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
-            let bound: BTreeSet<IpAddr> = report.routers.iter().flat_map(|r| &r.bound).copied().collect();
+            let bound = report.bound();
             if bound != self.bound {
                 self.programmer.own(bound.clone());
                 self.bound = bound;

@@ -2,7 +2,7 @@
 //!
 //! `vip-node vrrp` listens, `vip-node agent` connects and may come and go: what it said last stays in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -64,6 +64,13 @@ pub struct Report {
     pub refused: BTreeMap<String, u64>,
     /// Set once the process was asked to end: the elections are being left.
     pub stopping: bool,
+}
+
+impl Report {
+    /// All addresses that are bound here.
+    pub fn bound(&self) -> BTreeSet<IpAddr> {
+        self.routers.iter().flat_map(|router| &router.bound).copied().collect()
+    }
 }
 
 /// An interface.

@@ -5,7 +5,6 @@ use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -84,7 +83,7 @@ impl Checker {
             .map(|peer| peer.node.as_str())
             .collect();
         self.follow_silence(&lost, objects, view);
-        let owned: BTreeSet<IpAddr> = routers.iter().flat_map(|router| &router.bound).copied().collect();
+        let owned = report.map(Report::bound).unwrap_or_default();
         self.checks.want(self.epoch.elapsed(), &Checks::wanted(desired, &owned));
         self.running.retain(|_, (probe, task)| {
             let awaited = self.checks.awaits(probe);
