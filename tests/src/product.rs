@@ -113,21 +113,19 @@ pub fn wait_one_owner(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner
         ensure!(*number == owner.number, "bound on node {number}, answered by {}", owner.node);
         let count = last.as_ref().filter(|(last, _)| last == owner).map_or(1, |(_, count)| count + 1);
         last = Some((owner.clone(), count));
-        Ok((count >= 3).then(|| owner.clone()))
+        ensure!(count >= 3, "{} has been seen {count} times in a row", owner.node);
+        Ok(Some(owner.clone()))
     })
 }
 
 /// The numbers of the nodes whose kernel has the address.
 pub fn bound_on(lab: &Lab, vip: impl Into<IpAddr>) -> Result<Vec<u8>> {
     let vip = vip.into();
-    let mut bound = Vec::new();
-    for node in lab.nodes() {
+    let bound = lab.each_node(|node| {
         let addresses = node.exec("ip -oneline address show")?.ok()?;
-        if addresses.stdout.contains(&format!(" {vip}/")) {
-            bound.push(node.number());
-        }
-    }
-    Ok(bound)
+        Ok(addresses.stdout.contains(&format!(" {vip}/")).then_some(node.number()))
+    })?;
+    Ok(bound.into_iter().flatten().collect())
 }
 
 /// Waits until exactly one node's kernel has the address, three times in a row, and a client on the LAN has learnt its MAC
@@ -143,7 +141,8 @@ pub fn wait_one_neighbour(lab: &Lab, vip: Ipv6Addr, limit: Duration) -> Result<O
         let mac = lab.node(number).mac();
         ensure!(known.contains(&mac), "bound on node {number} ({mac}), the client knows {known:?}");
         last = (number, if last.0 == number { last.1 + 1 } else { 1 });
-        Ok((last.1 >= 3).then(|| Owner { node: format!("node-{number}"), number }))
+        ensure!(last.1 >= 3, "node-{number} has been seen {} times in a row", last.1);
+        Ok(Some(Owner { node: format!("node-{number}"), number }))
     })
 }
 
@@ -238,10 +237,8 @@ pub fn wait_destinations(
     let vip = vip.into();
     let at = SocketAddr::new(vip, port);
     command::until(&format!("{count} destinations of {at} on every node"), limit, || {
-        for node in lab.nodes() {
-            let found = destinations(&node, vip, port)?.len();
-            ensure!(found == count, "{} has {found}", node.name());
-        }
+        let found = lab.each_node(|node| Ok(destinations(&node, vip, port)?.len()))?;
+        ensure!(found.iter().all(|found| *found == count), "they have {found:?}");
         Ok(Some(()))
     })
 }

@@ -22,9 +22,10 @@ mod traffic;
 #[path = "cluster/uninstall.rs"]
 mod uninstall;
 
-use std::{net::Ipv4Addr, sync::OnceLock, time::Duration};
+use std::{fs::File, io::Write as _, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
 
 use anyhow::Result;
+use jiff::Timestamp;
 use lab::{
     Lab,
     product::{self, Owner},
@@ -84,9 +85,25 @@ impl Exposed {
     }
 }
 
-/// Runs a test body; when it fails, the agents' logs are saved and the folder of all logs is named.
+/// Adds the test that ends to the list of when each ran, for who reads the other logs.
+fn note(lab: &Lab, began: Timestamp) {
+    let seconds = began.duration_until(Timestamp::now()).as_secs_f64();
+    let line = format!("{began:.3} {seconds:6.1} s  {}\n", thread::current().name().unwrap_or_default());
+    let list = File::options().create(true).append(true).open(lab.logs_dir().join("tests.log"));
+    if let Err(error) = list.and_then(|mut list| list.write_all(line.as_bytes())) {
+        eprintln!("tests.log: {error}");
+    }
+}
+
+/// Runs a test body and notes when, beside the other logs; when it fails, the agents' logs are saved too and the folder of
+/// all is named.
 fn check(body: impl FnOnce() -> Result<()>) {
-    if let Err(error) = body() {
+    let began = Timestamp::now();
+    let result = body();
+    if let Ok(lab) = lab::cluster() {
+        note(lab, began);
+    }
+    if let Err(error) = result {
         let mut folder = String::new();
         if let Ok(lab) = lab::cluster() {
             product::collect_logs(lab);

@@ -283,11 +283,8 @@ impl Scene {
         let vip = vip.into();
         let wanted = self.addresses(vip, to)?;
         command::until(&format!("{head} of {vip} to be {wanted:?}"), SOON, || {
-            for node in self.lab.nodes() {
-                let table = product::table(&node, vip)?;
-                let found = table.get(head);
-                ensure!(found == Some(&wanted), "{} has {table:?}", node.name());
-            }
+            let tables = self.lab.each_node(|node| product::table(&node, vip))?;
+            ensure!(tables.iter().all(|table| table.get(head) == Some(&wanted)), "they have {tables:?}");
             Ok(Some(()))
         })
     }
