@@ -17,7 +17,7 @@ use crate::link::{self, Elect, Order, OrderSender, Report, ReportReceiver, Word}
 
 /// Pause between attempts to connect: as long as vrrp is gone nobody elects here.
 const RETRY: Duration = Duration::from_millis(50);
-/// The silence after which vrrp is taken for hung, where it takes part in no election.
+/// The silence after which vrrp is taken for hung, where it is master in no election.
 const IDLE: Duration = Duration::from_secs(5);
 /// A timer that fires so much too late tells of a pause of this process itself.
 const LATE: Duration = Duration::from_millis(50);
@@ -132,14 +132,14 @@ impl Link {
         self.release(&last);
     }
 
-    /// How long vrrp may be silent. It speaks twice in each advertisement interval, by the loop that also advertises. After
-    /// four intervals another node has taken over, whatever its priority: until then what the kernel holds still serves, and
-    /// a vrrp that was only late loses nothing.
+    /// How long vrrp may be silent. As a master it speaks twice in each advertisement interval, by the loop that also
+    /// advertises. After four intervals another node has taken over, whatever its priority: until then what the kernel holds
+    /// still serves, and a vrrp that was only late loses nothing.
     fn patience(&self, last: &Report) -> Duration {
-        let elects = last.routers.iter().any(|router| router.state != VrrpState::Init);
+        let owns = last.routers.iter().any(|router| router.state == VrrpState::Master);
         let order = self.inbox.borrow();
         let interval = order.iter().flat_map(|order| &order.routers).map(|router| router.interval).min();
-        interval.filter(|_| elects).map_or(IDLE, |interval| interval * 4)
+        interval.filter(|_| owns).map_or(IDLE, |interval| interval * 4)
     }
 
     fn release(&self, last: &Report) {

@@ -20,7 +20,7 @@ use crate::dataplane::{Dataplane, DataplaneError, blocks};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
 /// small messages to the kernel each time.
-const SENTINEL: Duration = Duration::from_millis(50);
+const SENTINEL: Duration = Duration::from_millis(100);
 /// How often everything is compared, for what the sentinel cannot see.
 const AUDIT: Duration = Duration::from_secs(10);
 /// First and longest pause after a failure.

@@ -59,10 +59,12 @@ impl Elections {
         self.news.due()
     }
 
-    /// How often a sign of life is to be given: twice in the shortest advertisement interval.
+    /// How often a sign of life is to be given: twice in the shortest advertisement interval of those where this node is
+    /// master. Who owns nothing can do no harm by hanging.
     pub fn beat(&self) -> Duration {
-        let intervals = self.running.values().map(|running| running.router.config().interval / 2);
-        intervals.min().unwrap_or(BEAT).clamp(BEAT_MIN, BEAT)
+        let routers = self.running.values().map(|running| &running.router);
+        let masters = routers.filter(|router| router.state() == VrrpState::Master);
+        masters.map(|router| router.config().interval / 2).min().unwrap_or(BEAT).clamp(BEAT_MIN, BEAT)
     }
 
     /// What the agent is told.
