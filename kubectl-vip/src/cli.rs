@@ -307,7 +307,7 @@ pub struct Wait {
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kubectl vip status -A\n  kubectl vip status svc/web -n shop\n  \
-    kubectl vip status 192.168.10.241 -o yaml")]
+    kubectl vip status 192.168.10.241 -o yaml\n  kubectl vip status -A --watch")]
 pub struct StatusArgs {
     /// Only this Service (svc/NAME) or virtual IP
     #[arg(num_args = 0..=2, value_name = "svc/NAME|VIP")]
@@ -315,6 +315,9 @@ pub struct StatusArgs {
     /// Services of all namespaces
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
+    /// Go on: in place on a terminal, line by line into a pipe
+    #[arg(short, long)]
+    pub watch: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
     pub list: List,

@@ -55,19 +55,35 @@ impl Table {
         );
     }
 
+    /// Whether it has no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// The lines of the table.
     pub fn render(&self, no_headers: bool) -> String {
-        let lines: Vec<&Vec<String>> =
-            (!no_headers).then_some(&self.headers).into_iter().chain(&self.rows).collect();
-        let widths: Vec<usize> = (0..self.headers.len())
-            .map(|column| {
-                lines.iter().filter_map(|l| l.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
-            })
-            .collect();
+        self.render_in(&self.widths(no_headers), no_headers)
+    }
+
+    /// How wide each column has to be.
+    pub fn widths(&self, no_headers: bool) -> Vec<usize> {
+        let width = |column: usize| {
+            let cells = self.lines(no_headers).filter_map(move |line| line.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        (0..self.headers.len()).map(width).collect()
+    }
+
+    fn lines(&self, no_headers: bool) -> impl Iterator<Item = &Vec<String>> {
+        (!no_headers).then_some(&self.headers).into_iter().chain(&self.rows)
+    }
+
+    /// The lines of the table, its columns as wide as that.
+    pub fn render_in(&self, widths: &[usize], no_headers: bool) -> String {
         let mut text = String::new();
-        for cells in lines {
+        for cells in self.lines(no_headers) {
             let mut line = String::new();
-            for (cell, width) in cells.iter().zip(&widths) {
+            for (cell, width) in cells.iter().zip(widths) {
                 // Writing to a String does not fail.
                 let _ = write!(line, "{cell:<width$}   ");
             }

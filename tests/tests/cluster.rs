@@ -37,6 +37,9 @@ const NAMESPACE: &str = "shop";
 /// The pool of these tests.
 const POOL: &str = "lab=10.87.2.0/24,fd87::2:0/112";
 
+/// How long what comes soon may take on a slow machine.
+const SOON: Duration = Duration::from_secs(60);
+
 /// The lab with the product installed, if need be.
 fn installed() -> Result<&'static Lab> {
     let lab = lab::cluster()?;
@@ -69,9 +72,9 @@ impl Exposed {
         web(lab)?.add_service(service, 80)?;
         lab.kubectl(["vip", "expose", &format!("svc/{service}"), "-n", NAMESPACE])?.ok()?;
         let vip = product::address_of(lab, NAMESPACE, service)?;
-        let owner = product::wait_one_owner(lab, vip, Duration::from_secs(20))?;
-        product::wait_backends(lab, vip, 3, Duration::from_secs(20))?;
-        product::wait_destinations(lab, vip, 80, 3, Duration::from_secs(20))?;
+        let owner = product::wait_one_owner(lab, vip, SOON)?;
+        product::wait_backends(lab, vip, 3, SOON)?;
+        product::wait_destinations(lab, vip, 80, 3, SOON)?;
         Ok(Self { service: service.to_owned(), vip, owner })
     }
 

@@ -2,6 +2,9 @@
 //!
 //! What the user may not read is marked `Forbidden`; the rest is shown.
 
+mod detail;
+mod watch;
+
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
@@ -11,6 +14,7 @@ use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP, name_of};
 use vip_core::pool::used;
 use vip_core::validate::{CheckedPool, check_pools, pool_of};
 
+use self::detail::Detail;
 use crate::cli::StatusArgs;
 use crate::cli::target::Target;
 use crate::cluster::{Cluster, permitted, title_of};
@@ -27,23 +31,15 @@ const FORBIDDEN: &str = "Forbidden";
 /// Runs the command.
 pub async fn run(cluster: &Cluster, args: &StatusArgs) -> Result<()> {
     let target = if args.target.is_empty() { None } else { Some(Target::parse(&args.target)?) };
-    let everything = kube::api::ListParams::default();
-    let pools = cluster.pools();
-    let (vips, pools, nodes, agents) = futures::join!(
-        cluster.list_vips(),
-        pools.list(&everything),
-        cluster.list_nodes(),
-        cluster.list_agents()
-    );
-    let view = View {
-        vips: vips?,
-        pools: permitted(pools)?.map(|list| list.items),
-        nodes: nodes?,
-        agents: agents?,
-        now: Timestamp::now(),
-    };
     let scope = Scope::new(cluster, args, target);
-    let shown: Vec<&VirtualIP> = view.vips.iter().filter(|vip| scope.has(vip)).collect();
+    if args.watch {
+        return match Form::from(args.list.output) {
+            Form::Table { wide } => watch::run(cluster, args, &scope, wide).await,
+            _ => Err(Failure::new("--watch prints a table").hint("leave --output out, or use -o wide")),
+        };
+    }
+    let view = View::read(cluster).await?;
+    let shown = view.shown(&scope);
     if shown.is_empty()
         && let Some(failure) = scope.not_found()
     {
@@ -56,7 +52,13 @@ pub async fn run(cluster: &Cluster, args: &StatusArgs) -> Result<()> {
         }
         Form::Document(format) => output::document(&report.document(), format)?,
         Form::Table { wide } => {
-            output::print(&report.text(&scope, wide, args.list.no_headers));
+            let mut details = String::new();
+            // Who asks for one wants to know all about it.
+            for vip in shown.iter().filter(|_| scope.target.is_some()) {
+                let detail = Detail::read(cluster, vip).await?;
+                details.push_str(&detail.text(vip, view.nodes.as_deref(), view.now));
+            }
+            output::print(&report.text(&scope, wide, args.list.no_headers, &details));
             if report.rows.is_empty() {
                 say(scope.nothing());
             }
@@ -132,7 +134,7 @@ struct View {
 }
 
 /// One line of the table: a Service at an address.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
     namespace: String,
@@ -157,7 +159,37 @@ struct Report {
     problems: Vec<Problem>,
 }
 
+impl Row {
+    /// Whether it says the same, whatever time has passed.
+    fn is_same(&self, other: &Self) -> bool {
+        let timeless = |row: &Self| Self { age: String::new(), owner_since: String::new(), ..row.clone() };
+        timeless(self) == timeless(other)
+    }
+}
+
 impl View {
+    async fn read(cluster: &Cluster) -> Result<Self> {
+        let everything = kube::api::ListParams::default();
+        let pools = cluster.pools();
+        let (vips, pools, nodes, agents) = futures::join!(
+            cluster.list_vips(),
+            pools.list(&everything),
+            cluster.list_nodes(),
+            cluster.list_agents()
+        );
+        Ok(Self {
+            vips: vips?,
+            pools: permitted(pools)?.map(|list| list.items),
+            nodes: nodes?,
+            agents: agents?,
+            now: Timestamp::now(),
+        })
+    }
+
+    fn shown(&self, scope: &Scope) -> Vec<&VirtualIP> {
+        self.vips.iter().filter(|vip| scope.has(vip)).collect()
+    }
+
     fn report(&self, scope: &Scope, shown: &[&VirtualIP]) -> Report {
         let judge = Judge::new(self.nodes.as_deref(), self.now);
         let (pools, _) = check_pools(self.pools.iter().flatten());
@@ -247,7 +279,8 @@ impl View {
 }
 
 impl Report {
-    fn text(&self, scope: &Scope, wide: bool, no_headers: bool) -> String {
+    /// All of it; the details of what was asked for come between the table and the problems.
+    fn text(&self, scope: &Scope, wide: bool, no_headers: bool, details: &str) -> String {
         let pools = match self.pools.as_deref() {
             None => FORBIDDEN.to_owned(),
             Some([]) => NONE.to_owned(),
@@ -259,8 +292,9 @@ impl Report {
         };
         let mut text = format!("Agent: {}    Pools: {pools}\n", self.agents);
         if !self.rows.is_empty() {
-            text.push_str(&self.table(scope, wide).render(no_headers));
+            text.push_str(&table(&self.rows, scope, wide).render(no_headers));
         }
+        text.push_str(details);
         if !self.problems.is_empty() {
             text.push_str("\nProblems:\n");
         }
@@ -268,36 +302,6 @@ impl Report {
             text.push_str(&format!("! {code} {about}: {message}\n    {command}\n"));
         }
         text
-    }
-
-    fn table(&self, scope: &Scope, wide: bool) -> Table {
-        let mut headers = vec!["SERVICE", "VIP", "POOL", "OWNER", "BACKENDS", "STATUS", "AGE"];
-        if scope.all {
-            headers.insert(0, "NAMESPACE");
-        }
-        if wide {
-            headers.extend(["VRID", "OWNER-SINCE", "SCHEDULER"]);
-        }
-        let mut table = Table::new(&headers);
-        for row in &self.rows {
-            let mut cells = Vec::new();
-            if scope.all {
-                cells.push(row.namespace.clone());
-            }
-            for cell in [&row.service, &row.vip, &row.pool, &row.owner, &row.backends, &row.status, &row.age]
-            {
-                cells.push(cell.clone());
-            }
-            if wide {
-                cells.extend([
-                    row.virtual_router.to_string(),
-                    row.owner_since.clone(),
-                    row.scheduler.to_owned(),
-                ]);
-            }
-            table.row(cells);
-        }
-        table
     }
 
     fn document(&self) -> serde_json::Value {
@@ -312,6 +316,31 @@ impl Report {
             "problems": self.problems,
         })
     }
+}
+
+fn table(rows: &[Row], scope: &Scope, wide: bool) -> Table {
+    let mut headers = vec!["SERVICE", "VIP", "POOL", "OWNER", "BACKENDS", "STATUS", "AGE"];
+    if scope.all {
+        headers.insert(0, "NAMESPACE");
+    }
+    if wide {
+        headers.extend(["VRID", "OWNER-SINCE", "SCHEDULER"]);
+    }
+    let mut table = Table::new(&headers);
+    for row in rows {
+        let mut cells = Vec::new();
+        if scope.all {
+            cells.push(row.namespace.clone());
+        }
+        for cell in [&row.service, &row.vip, &row.pool, &row.owner, &row.backends, &row.status, &row.age] {
+            cells.push(cell.clone());
+        }
+        if wide {
+            cells.extend([row.virtual_router.to_string(), row.owner_since.clone(), row.scheduler.to_owned()]);
+        }
+        table.row(cells);
+    }
+    table
 }
 
 #[cfg(test)]
@@ -367,8 +396,8 @@ mod tests {
     }
 
     fn text(view: &View, scope: &Scope) -> String {
-        let shown: Vec<&VirtualIP> = view.vips.iter().filter(|vip| scope.has(vip)).collect();
-        view.report(scope, &shown).text(scope, false, false)
+        let shown = view.shown(scope);
+        view.report(scope, &shown).text(scope, false, false, "")
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! What `status`, `node list`, `version` and a waiting `expose` make of what agents report.
 
-use std::{thread, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use lab::{Output, command};
 use serde_json::{Value, json};
 
 use super::{
     agents::{ago, node, own, report},
-    exclusive, installed, namespace, pool, said, vip,
+    exclusive, installed, namespace, pool, refused, said, vip,
 };
 
 #[test]
@@ -56,6 +62,19 @@ fn reports_are_shown_for_as_long_as_they_hold() {
     assert_eq!(row[1..7], ["Ready", "v0.1.0", "eth0", "10.98.7.200/24", "2", "10.98.7.1,10.98.7.2"]);
     assert!(said(lab, "version").starts_with("Client Version: v0.1.0\nAgent Version: "));
 
+    // Who names one is told all about it.
+    let depth = said(lab, "status svc/web -n seen");
+    let cells = |head: &str| -> Vec<Vec<String>> {
+        let part = depth.lines().skip_while(|line| !line.starts_with(head)).skip(1);
+        let rows = part.take_while(|line| !line.is_empty());
+        rows.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+    };
+    assert!(depth.contains("\nVirtual router 7 of 10.98.7.1, scheduler wlc\n"), "{depth}");
+    assert!(cells("NODE").iter().any(|row| row[0] == "plugin-node" && row[2] == "Master"), "{depth}");
+    assert_eq!(cells("ENDPOINT"), [["<none>"]], "{depth}");
+    assert!(cells("CONDITION").iter().any(|row| row[..3] == ["Announced", "True", "Active"]), "{depth}");
+    assert_eq!(cells("LAST"), [["<none>"]], "{depth}");
+
     report(lab, "plugin-node", &node("10.98.7.200/24", 7, &ago(90), "Master"));
     let silent = said(lab, "status svc/web -n seen");
     assert!(silent.contains("<unknown>   <unknown>   Unknown (9"), "{silent}");
@@ -87,4 +106,40 @@ fn agents_of_another_version_are_not_written_to() {
     );
     let empty = vip(lab, "status -n skew").and_then(Output::ok).unwrap();
     assert!(empty.stderr.contains("No virtual IPs found in skew namespace."), "{empty:#?}");
+}
+
+/// A watch of the status; it ends with this.
+struct Watching(Child);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_watch_prints_what_has_changed_line_by_line_into_a_pipe() {
+    let (lab, _guard) = installed();
+    namespace(lab, "watched", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
+    pool(lab, "watched", "10.98.72.1-10.98.72.4");
+    said(lab, "expose svc/web -n watched --pool watched --wait=false");
+    let mut command = lab.kubectl_command().unwrap();
+    command.args(["vip", "status", "-n", "watched", "-w"]).stdout(Stdio::piped());
+    let mut watching = Watching(command.spawn().unwrap());
+    let stdout = BufReader::new(watching.0.stdout.take().unwrap());
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let next = || {
+        let line = lines.recv_timeout(Duration::from_secs(60)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(next()[..3], ["SERVICE", "VIP", "POOL"]);
+    assert_eq!(next()[..3], ["web", "10.98.72.1", "watched"]);
+    said(lab, "expose svc/api -n watched --pool watched --wait=false");
+    assert_eq!(next()[..3], ["api", "10.98.72.2", "watched"]);
+    said(lab, "unexpose svc/web -n watched");
+    let gone = next();
+    assert_eq!((gone[0].as_str(), gone[5].as_str()), ("web", "Released"));
+    assert!(refused(lab, "status -w -o json").starts_with("Error: --watch prints a table\n"));
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, command, product, workload::Pod};
 
 use super::failover::{Cut, EVERY};
-use super::{Exposed, check, installed, web};
+use super::{Exposed, SOON, check, installed, web};
 
 /// Kubernetes calls the endpoints of a lost node ready for 40 seconds: half of that is watched.
 const WATCHED: Duration = Duration::from_secs(20);
@@ -28,10 +28,10 @@ pub(super) fn lose_the_owner(
         pods.iter().filter_map(|pod| weights.get(&format!("{}:8080", pod.address)).copied()).collect()
     };
     let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
-    watch.wait_answers(100, Duration::from_secs(15))?;
+    watch.wait_answers(100, SOON)?;
     let (cut, since) = (Cut::new(lab, owner)?, Instant::now());
-    let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
-    command::until("the lost pod to get nothing", Duration::from_secs(10), || {
+    let next = product::wait_other_owner(lab, exposed.vip, owner, SOON)?;
+    command::until("the lost pod to get nothing", WATCHED, || {
         let weights = product::destinations(&lab.node(next.number), exposed.vip, 80)?;
         let (lost, others) = (weights_of(&lost, &weights), weights_of(&others, &weights));
         // On a slow machine Kubernetes may have noticed meanwhile: then it is gone.
@@ -57,14 +57,14 @@ fn the_pods_of_a_lost_owner_get_no_requests() {
         let exposed = Exposed::new(lab, "suspects")?;
         let pods = web(lab)?.pods()?;
         drop(lose_the_owner(lab, &exposed, &pods, exposed.owner.number, || {
-            command::until("the status to tell", Duration::from_secs(15), || {
+            command::until("the status to tell", SOON, || {
                 let ready = product::field(lab, exposed.vip, "{.status.backends.ready}")?;
                 ensure!(ready == "2", "{ready} backends get connections");
                 Ok(Some(()))
             })
         })?);
-        let owner = product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
-        command::until("all pods to get requests again", Duration::from_secs(60), || {
+        let owner = product::wait_one_owner(lab, exposed.vip, SOON)?;
+        command::until("all pods to get requests again", SOON, || {
             let weights = product::destinations(&lab.node(owner.number), exposed.vip, 80)?;
             Ok((weights.len() == 3 && weights.values().all(|weight| *weight == 1)).then_some(()))
         })?;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use lab::{Lab, command, product};
 
-use super::{Exposed, check, checks, installed, web};
+use super::{Exposed, SOON, check, checks, installed, web};
 
 /// Requests every 20 ms, as an impatient client would.
 pub(super) const EVERY: Duration = Duration::from_millis(20);
@@ -53,16 +53,16 @@ fn the_owner_is_unplugged_and_another_takes_over_within_a_second() {
         let owner = exposed.owner.number;
         ensure!(product::bound_on(lab, exposed.vip)? == [owner], "bound on more than the owner");
         let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
-        watch.wait_answers(100, Duration::from_secs(15))?;
+        watch.wait_answers(100, SOON)?;
         let cut = Cut::new(lab, owner)?;
-        let next = product::wait_other_owner(lab, exposed.vip, owner, Duration::from_secs(10))?;
+        let next = product::wait_other_owner(lab, exposed.vip, owner, SOON)?;
         thread::sleep(Duration::from_secs(2));
         let report = watch.stop();
         ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
         println!("longest gap {} ms, then {}", report.longest_gap.as_millis(), next.node);
-        product::wait_status_owner(lab, exposed.vip, &next.node, Duration::from_secs(20))?;
+        product::wait_status_owner(lab, exposed.vip, &next.node, SOON)?;
         drop(cut);
-        product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
+        product::wait_one_owner(lab, exposed.vip, SOON)?;
         exposed.remove(lab)
     });
 }
@@ -74,7 +74,7 @@ fn the_api_server_is_down_for_a_minute_and_an_owner_is_lost_meanwhile() {
         let exposed = Exposed::new(lab, "apidown")?;
         let pods = web(lab)?.pods()?;
         let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
-        watch.wait_answers(100, Duration::from_secs(15))?;
+        watch.wait_answers(100, SOON)?;
         lab.stop_apiserver()?;
         let stopped = Instant::now();
         let outcome = (|| -> Result<Cut> {
@@ -87,7 +87,7 @@ fn the_api_server_is_down_for_a_minute_and_an_owner_is_lost_meanwhile() {
         })();
         lab.start_apiserver()?;
         drop(outcome?);
-        product::wait_one_owner(lab, exposed.vip, Duration::from_secs(20))?;
+        product::wait_one_owner(lab, exposed.vip, SOON)?;
         exposed.remove(lab)
     });
 }

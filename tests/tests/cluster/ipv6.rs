@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv6Addr, time::Duration};
 use anyhow::{Result, ensure};
 use lab::{Lab, product};
 
-use super::{NAMESPACE, check, installed, web};
+use super::{NAMESPACE, SOON, check, installed, web};
 
 /// A drained node owns addresses again when this ends, however it ends: other tests need it.
 struct Drained {
@@ -38,9 +38,9 @@ fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
         web(lab)?.add_service_of("six", 80, "IPv6")?;
         lab.kubectl(["vip", "expose", "svc/six", "-n", NAMESPACE])?.ok()?;
         let vip: Ipv6Addr = product::address_of(lab, NAMESPACE, "six")?;
-        product::wait_backends(lab, vip, 3, Duration::from_secs(20))?;
-        product::wait_destinations(lab, vip, 80, 3, Duration::from_secs(20))?;
-        let owner = product::wait_one_neighbour(lab, vip, Duration::from_secs(20))?;
+        product::wait_backends(lab, vip, 3, SOON)?;
+        product::wait_destinations(lab, vip, 80, 3, SOON)?;
+        let owner = product::wait_one_neighbour(lab, vip, SOON)?;
 
         let url = format!("http://[{vip}]/hostname");
         // Until all have answered: in step with the client that goes on asking, some may be missed for a while.
@@ -65,11 +65,11 @@ fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
         ensure!(lab.client().tcp_refused((vip, 10250).into())?, "the kubelet answers at the virtual IP");
 
         let watch = lab.client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(20))?;
-        watch.wait_answers(50, Duration::from_secs(15))?;
+        watch.wait_answers(50, SOON)?;
         let drained = Drained::new(lab, &owner.node)?;
-        let next = product::wait_one_neighbour(lab, vip, Duration::from_secs(20))?;
+        let next = product::wait_one_neighbour(lab, vip, SOON)?;
         ensure!(next != owner, "{} still has {vip}", owner.node);
-        product::wait_status_owner(lab, vip, &next.node, Duration::from_secs(20))?;
+        product::wait_status_owner(lab, vip, &next.node, SOON)?;
         let reached = ask(&url)?;
         ensure!(reached == pods, "{} reaches {reached:?} of {pods:?}", next.node);
         let report = watch.stop();

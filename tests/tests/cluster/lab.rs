@@ -4,6 +4,8 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Result, ensure};
 
+use super::SOON;
+
 #[test]
 fn commands_on_nodes_have_an_exit_code_and_two_outputs() -> Result<()> {
     let lab = lab::cluster()?;
@@ -31,9 +33,7 @@ fn a_node_that_is_unplugged_is_silent_and_comes_back() -> Result<()> {
     let silent = owners();
     lab.plug(3)?;
     ensure!(silent?.is_empty());
-    lab::command::until("node-3's answer", Duration::from_secs(10), || {
-        Ok((owners()? == [node.mac()]).then_some(()))
-    })
+    lab::command::until("node-3's answer", SOON, || Ok((owners()? == [node.mac()]).then_some(())))
 }
 
 #[test]

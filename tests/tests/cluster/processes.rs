@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Node, Watch, command, product};
 
-use super::{Exposed, check, failover::EVERY, installed};
-
-/// How long anything else may take.
-const SOON: Duration = Duration::from_secs(40);
+use super::{Exposed, SOON, check, failover::EVERY, installed};
 
 /// How long the kubelet may take to start a container again: from the second end on it waits, longer each time.
 const RESTART: Duration = Duration::from_secs(300);
@@ -75,7 +72,7 @@ fn wait_ready(lab: &Lab) -> Result<()> {
 fn steady(lab: &Lab, url: &str) -> Result<Watch> {
     // What is late on a slow machine is no failure.
     let watch = lab.client().limit(Duration::from_secs(10)).watch(url, EVERY)?;
-    watch.wait_answers(50, Duration::from_secs(15))?;
+    watch.wait_answers(50, SOON)?;
     Ok(watch)
 }
 

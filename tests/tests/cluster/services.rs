@@ -10,12 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, command, image::AGNHOST, product};
 use serde_json::Value;
 
-use super::{check, installed, traffic::ask_from_pod};
+use super::{SOON, check, installed, traffic::ask_from_pod};
 
 /// The namespace of these Services and their pods.
 const KINDS: &str = "kinds";
-/// How long anything may take.
-const SOON: Duration = Duration::from_secs(30);
 /// Requests until each of two pods has answered, but for once in a thousand times.
 const TRIES: usize = 12;
 

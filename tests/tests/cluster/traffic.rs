@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, command, product, workload::Workload};
 use serde_json::Value;
 
-use super::{Exposed, NAMESPACE, check, installed};
+use super::{Exposed, NAMESPACE, SOON, check, installed};
 
 /// The names in the answers to `tries` requests from a client on the LAN.
 fn ask_from_lan(lab: &Lab, url: &str, tries: usize) -> Result<BTreeSet<String>> {
@@ -95,7 +95,7 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
             scope.spawn(|| owner.exec("timeout 50 busybox nc -ll -p 22 -e /bin/true"));
             let outcome = [22, 10250].into_iter().try_for_each(|port| {
                 let at = |address: Ipv4Addr| SocketAddr::from((address, port));
-                command::until(&format!("port {port} of the node"), Duration::from_secs(15), || {
+                command::until(&format!("port {port} of the node"), SOON, || {
                     Ok((!lab.client().tcp_refused(at(owner.address()))?).then_some(()))
                 })?;
                 ensure!(lab.client().tcp_refused(at(exposed.vip))?, "port {port} answers at the virtual IP");
@@ -127,7 +127,7 @@ fn backends_follow_the_pods_on_every_node() {
         let vip: Ipv4Addr = product::address_of(lab, "scale", "web")?;
         for replicas in [4, 1] {
             pods.scale(replicas)?;
-            product::wait_backends(lab, vip, replicas, Duration::from_secs(20))?;
+            product::wait_backends(lab, vip, replicas, SOON)?;
             let expected: BTreeSet<String> =
                 pods.pods()?.values().map(|pod| format!("{}:8080", pod.address)).collect();
             for node in lab.nodes() {
@@ -162,12 +162,10 @@ fn two_services_share_an_address_on_different_ports() {
         ])?
         .ok()?;
         let url = format!("http://{}:8000/hostname", exposed.vip);
-        command::until("an answer on the second port", Duration::from_secs(10), || {
-            lab.client().get(&url).map(Some)
-        })?;
+        command::until("an answer on the second port", SOON, || lab.client().get(&url).map(Some))?;
         lab.client().get(&exposed.url())?;
         lab.kubectl(["vip", "unexpose", "svc/admin", "-n", NAMESPACE])?.ok()?;
-        command::until("the second port to be refused", Duration::from_secs(10), || {
+        command::until("the second port to be refused", SOON, || {
             Ok(lab.client().tcp_refused(SocketAddr::from((exposed.vip, 8000)))?.then_some(()))
         })?;
         lab.client().get(&exposed.url())?;

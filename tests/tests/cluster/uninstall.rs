@@ -5,7 +5,7 @@ use std::{net::Ipv6Addr, time::Duration};
 use anyhow::{Result, ensure};
 use lab::{Lab, Node, command, product};
 
-use super::{Exposed, NAMESPACE, check, installed, web};
+use super::{Exposed, NAMESPACE, SOON, check, installed, web};
 
 /// Makes an IPVS service, an address and an nftables table that are not ours.
 fn plant(node: &Node<'_>) -> Result<()> {
@@ -42,8 +42,8 @@ fn a_whole_life_leaves_what_is_foreign_alone_and_nothing_of_ours_behind() {
         web(lab)?.add_service_of("life6", 80, "IPv6")?;
         lab.kubectl(["vip", "expose", "svc/life6", "-n", NAMESPACE])?.ok()?;
         let vip6: Ipv6Addr = product::address_of(lab, NAMESPACE, "life6")?;
-        product::wait_one_neighbour(lab, vip6, Duration::from_secs(20))?;
-        product::wait_destinations(lab, vip6, 80, 3, Duration::from_secs(20))?;
+        product::wait_one_neighbour(lab, vip6, SOON)?;
+        product::wait_destinations(lab, vip6, 80, 3, SOON)?;
         ensure!(
             product::leftovers(&lab.node(1))?.iter().any(|line| line.contains("fd87::2:")),
             "IPv6 is overlooked"

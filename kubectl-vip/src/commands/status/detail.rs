@@ -1,0 +1,291 @@
+//! One virtual IP in depth: who competes for it with which rank, what its Services lead to, its conditions, and what
+//! happened to it lately.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
+
+use super::FORBIDDEN;
+use crate::cluster::{Cluster, permitted, silence};
+use crate::exit::Result;
+use crate::output::{NONE, Table, UNKNOWN, age, span};
+
+/// Events that are shown.
+const RECENT: usize = 10;
+
+/// What is read for one virtual IP alone; `None`: it may not be read.
+pub struct Detail {
+    slices: Option<Vec<EndpointSlice>>,
+    events: Option<Vec<Event>>,
+}
+
+impl Detail {
+    /// Reads it.
+    pub async fn read(cluster: &Cluster, vip: &VirtualIP) -> Result<Self> {
+        // What happens to objects without a namespace is told in this one.
+        let events: Api<Event> = Api::namespaced(cluster.client.clone(), "default");
+        let about = format!("involvedObject.kind=VirtualIP,involvedObject.name={}", vip.name_any());
+        let about = ListParams::default().fields(&about);
+        let (events, slices) =
+            futures::join!(events.list(&about), slices(cluster, vip.spec.services.as_slice()));
+        Ok(Self { events: permitted(events)?.map(|list| list.items), slices: slices? })
+    }
+
+    /// The parts, each after an empty line.
+    pub fn text(&self, vip: &VirtualIP, nodes: Option<&[VIPNode]>, now: Timestamp) -> String {
+        let mut text = format!(
+            "\nVirtual router {} of {}, scheduler {}\n",
+            vip.spec.virtual_router,
+            vip.spec.address,
+            vip.spec.scheduler.as_str()
+        );
+        text.push_str(&part(nodes.map(|nodes| ranks(vip, nodes, now)), "NODE"));
+        text.push('\n');
+        text.push_str(&part(self.slices.as_deref().map(|slices| endpoints(vip, slices)), "ENDPOINT"));
+        text.push('\n');
+        text.push_str(&part(Some(conditions(vip, is_silent(vip, nodes, now), now)), "CONDITION"));
+        text.push('\n');
+        text.push_str(&part(self.events.as_deref().map(|events| recent(events, now)), "LAST SEEN"));
+        text
+    }
+}
+
+/// The EndpointSlices of the Services; `None` when one may not be read.
+async fn slices(cluster: &Cluster, services: &[ServiceRef]) -> Result<Option<Vec<EndpointSlice>>> {
+    let mut all = Vec::new();
+    for service in services {
+        let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), &service.namespace);
+        let of = format!("kubernetes.io/service-name={}", service.name);
+        match permitted(slices.list(&ListParams::default().labels(&of)).await)? {
+            Some(list) => all.extend(list.items),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(all))
+}
+
+/// A table, or that there is nothing in it, or that it may not be read.
+fn part(table: Option<Table>, what: &str) -> String {
+    match table {
+        None => format!("{what}\n{FORBIDDEN}\n"),
+        Some(table) if table.is_empty() => format!("{what}\n{NONE}\n"),
+        Some(table) => table.render(false),
+    }
+}
+
+/// The nodes that compete, the first first. Of a silent one nothing is known to hold.
+fn ranks(vip: &VirtualIP, nodes: &[VIPNode], now: Timestamp) -> Table {
+    let family = if vip.spec.address.contains(':') { 6 } else { 4 };
+    let mut ranked = Vec::new();
+    for node in nodes {
+        let routers = node.status.iter().flat_map(|status| &status.virtual_routers);
+        let mut ours =
+            routers.filter(|one| (one.family, one.virtual_router) == (family, vip.spec.virtual_router));
+        ranked.extend(ours.next().map(|router| (router, node)));
+    }
+    ranked.sort_by(|(a, left), (b, right)| {
+        b.priority.cmp(&a.priority).then_with(|| left.name_any().cmp(&right.name_any()))
+    });
+    let mut table = Table::new(&["NODE", "PRIORITY", "STATE", "SINCE", "INTERFACE"]);
+    for (router, node) in ranked {
+        let (state, since) = match silence(node, now) {
+            Some(silent) => (format!("Unknown ({})", span(silent)), UNKNOWN.to_owned()),
+            None => (format!("{:?}", router.state), age(router.since.0, now)),
+        };
+        table.row([node.name_any(), router.priority.to_string(), state, since, router.interface.clone()]);
+    }
+    table
+}
+
+/// What Kubernetes says of the endpoints of the address's family.
+fn endpoints(vip: &VirtualIP, slices: &[EndpointSlice]) -> Table {
+    let family = if vip.spec.address.contains(':') { "IPv6" } else { "IPv4" };
+    let mut rows = Vec::new();
+    for slice in slices.iter().filter(|slice| slice.address_type == family) {
+        let service = slice.labels().get("kubernetes.io/service-name").cloned().unwrap_or_default();
+        let mut ports: Vec<i32> = slice.ports.iter().flatten().filter_map(|port| port.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        for endpoint in &slice.endpoints {
+            let pod = endpoint.target_ref.as_ref().and_then(|target| target.name.clone());
+            let node = endpoint.node_name.clone().unwrap_or_default();
+            for address in &endpoint.addresses {
+                rows.push([
+                    address.clone(),
+                    ports.clone(),
+                    service.clone(),
+                    pod.clone().unwrap_or_default(),
+                    node.clone(),
+                    condition_of(endpoint).to_owned(),
+                ]);
+            }
+        }
+    }
+    rows.sort();
+    rows.dedup();
+    let mut table = Table::new(&["ENDPOINT", "PORTS", "SERVICE", "POD", "NODE", "STATE"]);
+    rows.into_iter().for_each(|row| table.row(row));
+    table
+}
+
+/// A word for the state of an endpoint. What is unset counts as ready (discovery.k8s.io/v1: EndpointConditions).
+fn condition_of(endpoint: &Endpoint) -> &'static str {
+    let conditions = endpoint.conditions.as_ref();
+    match conditions.and_then(|conditions| conditions.terminating) {
+        Some(true) => "Terminating",
+        _ if conditions.and_then(|conditions| conditions.ready) == Some(false) => "NotReady",
+        _ => "Ready",
+    }
+}
+
+/// Whether the owner is known to have been silent for long: what it wrote need not hold any more.
+fn is_silent(vip: &VirtualIP, nodes: Option<&[VIPNode]>, now: Timestamp) -> bool {
+    let owner = vip.status.as_ref().and_then(|status| status.node.as_deref());
+    owner.zip(nodes).is_some_and(|(owner, nodes)| {
+        nodes.iter().find(|node| node.name_any() == owner).is_none_or(|node| silence(node, now).is_some())
+    })
+}
+
+fn conditions(vip: &VirtualIP, is_silent: bool, now: Timestamp) -> Table {
+    let mut table = Table::new(&["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"]);
+    let conditions = vip.status.iter().flat_map(|status| &status.conditions);
+    for condition in conditions {
+        table.row([
+            condition.type_.clone(),
+            if is_silent { "Unknown".to_owned() } else { condition.status.clone() },
+            condition.reason.clone(),
+            age(condition.last_transition_time.0, now),
+            condition.message.clone(),
+        ]);
+    }
+    table
+}
+
+/// The latest Events, the newest last. Who owned the address before, and why it moved, is said there.
+fn recent(events: &[Event], now: Timestamp) -> Table {
+    let mut known: Vec<(Timestamp, &Event)> =
+        events.iter().filter_map(|event| Some((last_seen(event)?, event))).collect();
+    known.sort_by_key(|(time, _)| *time);
+    let mut table = Table::new(&["LAST SEEN", "TYPE", "REASON", "MESSAGE"]);
+    for (time, event) in known.iter().skip(known.len().saturating_sub(RECENT)) {
+        table.row([
+            age(*time, now),
+            event.type_.clone().unwrap_or_default(),
+            event.reason.clone().unwrap_or_default(),
+            event.message.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn last_seen(event: &Event) -> Option<Timestamp> {
+    let repeated = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
+    let once = event.event_time.as_ref();
+    let old = event.last_timestamp.as_ref().map(|time| time.0);
+    repeated.map(|time| time.0).or(once.map(|time| time.0)).or(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-06T00:00:00Z".parse().unwrap()
+    }
+
+    fn node(name: &str, renewed: &str, priority: u8, state: &str) -> VIPNode {
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "status": {"renewTime": renewed, "agentVersion": "0.1.0", "dataplane": {"ready": true},
+                "virtualRouters": [
+                    {"interface": "eth0", "family": 6, "virtualRouter": 100, "state": "Master", "priority": 1,
+                     "since": "2026-01-05T23:00:00Z"},
+                    {"interface": "eth0", "family": 4, "virtualRouter": 100, "state": state, "priority": priority,
+                     "since": "2026-01-05T23:50:00Z"}]},
+        }))
+        .unwrap()
+    }
+
+    fn vip() -> VirtualIP {
+        serde_json::from_value(json!({
+            "metadata": {"name": "192.168.10.241"},
+            "spec": {"address": "192.168.10.241", "virtualRouter": 100,
+                "services": [{"namespace": "shop", "name": "web"}]},
+            "status": {"node": "node-2", "backends": {"ready": 1, "total": 2}, "conditions": [
+                {"type": "Announced", "status": "True", "reason": "Active", "message": "by node-2",
+                 "lastTransitionTime": "2026-01-05T23:50:00Z"}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn everything_about_one() {
+        let slice = serde_json::from_value(json!({
+            "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"port": 8080}],
+            "endpoints": [
+                {"addresses": ["10.244.1.2"], "nodeName": "node-1", "targetRef": {"kind": "Pod", "name": "web-a"},
+                 "conditions": {"ready": true}},
+                {"addresses": ["10.244.2.2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                {"addresses": ["10.244.3.2"], "conditions": {"ready": false}}],
+        }))
+        .unwrap();
+        let event = |reason: &str, time: &str, message: &str| -> Event {
+            serde_json::from_value(json!({
+                "metadata": {"name": reason}, "involvedObject": {}, "eventTime": time, "type": "Normal",
+                "reason": reason, "message": message,
+            }))
+            .unwrap()
+        };
+        let detail = Detail {
+            slices: Some(vec![slice]),
+            events: Some(vec![
+                event("Announced", "2026-01-05T23:50:00.000000Z", "announced by node-2, was on node-1"),
+                event("Released", "2026-01-05T23:49:59.000000Z", "no longer announced by node-1"),
+            ]),
+        };
+        let nodes = [
+            node("node-1", "2026-01-05T23:59:00Z", 194, "Backup"),
+            node("node-2", "2026-01-05T23:59:58Z", 254, "Master"),
+        ];
+        assert_eq!(
+            detail.text(&vip(), Some(&nodes), now()),
+            "\n\
+             Virtual router 100 of 192.168.10.241, scheduler wlc\n\
+             NODE     PRIORITY   STATE           SINCE       INTERFACE\n\
+             node-2   254        Master          10m         eth0\n\
+             node-1   194        Unknown (60s)   <unknown>   eth0\n\
+             \n\
+             ENDPOINT     PORTS   SERVICE   POD      NODE     STATE\n\
+             10.244.1.2   8080    web       web-a    node-1   Ready\n\
+             10.244.2.2   8080    web       <none>   <none>   Terminating\n\
+             10.244.3.2   8080    web       <none>   <none>   NotReady\n\
+             \n\
+             CONDITION   STATUS   REASON   SINCE   MESSAGE\n\
+             Announced   True     Active   10m     by node-2\n\
+             \n\
+             LAST SEEN   TYPE     REASON      MESSAGE\n\
+             10m         Normal   Released    no longer announced by node-1\n\
+             10m         Normal   Announced   announced by node-2, was on node-1\n"
+        );
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_marked_and_what_is_not_there_is_none() {
+        let text = Detail { slices: None, events: None }.text(&vip(), None, now());
+        assert!(text.contains("NODE\nForbidden\n\nENDPOINT\nForbidden\n"), "{text}");
+        assert!(text.ends_with("LAST SEEN\nForbidden\n"), "{text}");
+        let text =
+            Detail { slices: Some(Vec::new()), events: Some(Vec::new()) }.text(&vip(), Some(&[]), now());
+        assert!(text.contains("NODE\n<none>\n\nENDPOINT\n<none>\n\nCONDITION "), "{text}");
+        // Its owner has no agent any more.
+        assert!(text.contains("Announced   Unknown  "), "{text}");
+        assert!(text.ends_with("LAST SEEN\n<none>\n"), "{text}");
+    }
+}
