@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -111,6 +112,14 @@ impl Cluster {
         let agents: Api<DaemonSet> = Api::all(self.client.clone());
         let ours = ListParams::default().labels(&format!("app.kubernetes.io/component={DAEMONSET}"));
         permitted(agents.list(&ours).await).map(|list| list.map(|l| l.items))
+    }
+
+    /// The EndpointSlices of a Service; `None` when the user may not see them.
+    pub async fn list_slices(&self, service: &ServiceRef) -> Result<Option<Vec<EndpointSlice>>> {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &service.namespace);
+        let of_service =
+            ListParams::default().labels(&format!("kubernetes.io/service-name={}", service.name));
+        permitted(slices.list(&of_service).await).map(|list| list.map(|l| l.items))
     }
 
     /// A Service of the current namespace; its absence is a sentence with the closest name.
@@ -221,6 +230,11 @@ pub fn silence(node: &VIPNode, now: Timestamp) -> Option<i64> {
     let since = renewed.or(node.metadata.creation_timestamp.as_ref())?;
     let seconds = now.as_second() - since.0.as_second();
     (seconds > SILENT_AFTER_SECONDS).then_some(seconds)
+}
+
+/// The family of a virtual IP as reports have it: 4 or 6.
+pub fn family(vip: &VirtualIP) -> u8 {
+    if vip.spec.address.contains(':') { 6 } else { 4 }
 }
 
 /// Whether the virtual IP names this Service.

@@ -53,7 +53,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Why nothing is known of a node, short and as a sentence; `None` while it reports, or when that may not be seen.
-    fn silent(&self, node: &str) -> Option<(String, String)> {
+    pub fn silent(&self, node: &str) -> Option<(String, String)> {
         match self.nodes.as_ref()?.get(node) {
             Some(node) => {
                 let time = silence(node, self.now).map(span)?;

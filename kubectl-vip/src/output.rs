@@ -1,7 +1,7 @@
 //! What is printed: kubectl's tables, ages, and documents in JSON and YAML. stdout is data, stderr is talk.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use clap::ValueEnum;
 use jiff::Timestamp;
@@ -100,6 +100,12 @@ pub fn print(text: &str) {
     if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
         std::process::exit(0);
     }
+}
+
+/// Whether stdout is a terminal that understands more than plain text.
+pub fn is_screen() -> bool {
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !is_dumb
 }
 
 /// Writes a line of data to stdout.

@@ -10,7 +10,7 @@ use vip_core::api::{InterfaceStatus, VIPNode, VIPNodeStatus, VirtualIP, VrrpStat
 use vip_core::validate::{CheckedPool, check_pools};
 
 use crate::cli::List;
-use crate::cluster::{Cluster, silence, title_of};
+use crate::cluster::{Cluster, family, silence, title_of};
 use crate::exit::Result;
 use crate::fitness::is_drained;
 use crate::output::{self, Form, NONE, Table};
@@ -142,7 +142,7 @@ fn is_lan(interface: &InterfaceStatus, address: &str, pools: &[CheckedPool]) -> 
 /// The addresses whose virtual routers the node is master of.
 pub fn owned(status: &VIPNodeStatus, vips: &[VirtualIP]) -> Vec<String> {
     let is_master = |vip: &VirtualIP| {
-        let family = if vip.spec.address.contains(':') { 6 } else { 4 };
+        let family = family(vip);
         status.virtual_routers.iter().any(|router| {
             router.state == VrrpState::Master
                 && router.virtual_router == vip.spec.virtual_router

@@ -8,7 +8,7 @@ use vip_core::api::{VIPNode, VirtualIP};
 
 use super::facts::Facts;
 use super::{Report, peers};
-use crate::cluster::silence;
+use crate::cluster::{family, silence};
 use crate::codes::{Group, Problem, network as codes};
 
 /// Network plugins by the name of their DaemonSet.
@@ -63,7 +63,7 @@ pub fn judge(facts: &Facts, report: &mut Report) {
 fn foreign_routers<'a>(reports: impl Iterator<Item = &'a VIPNode>, vips: &[VirtualIP]) -> Vec<Problem> {
     let mut ours: BTreeMap<(u8, u8), Vec<&str>> = BTreeMap::new();
     for vip in vips {
-        let family = if vip.spec.address.contains(':') { 6 } else { 4 };
+        let family = family(vip);
         ours.entry((family, vip.spec.virtual_router)).or_default().push(&vip.spec.address);
     }
     let mut told = BTreeSet::new();

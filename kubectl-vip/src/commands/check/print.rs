@@ -1,7 +1,5 @@
 //! How a report is printed: all of it by groups, only what is not well, or a document for programs.
 
-use std::io::IsTerminal;
-
 use serde_json::json;
 
 use super::{Report, Verdict};
@@ -46,8 +44,7 @@ pub fn report(report: &Report, format: CheckFormat) -> Result<()> {
 /// Whether stdout is a terminal that shows colours and a person who wants them.
 fn is_colourful() -> bool {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+    output::is_screen() && !is_set("NO_COLOR")
 }
 
 fn painted(verdict: Verdict, width: usize, colourful: bool) -> String {

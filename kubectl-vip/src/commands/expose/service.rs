@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::ListParams;
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
 use vip_core::api::ServiceRef;
 use vip_core::plan::Protocol;
 use vip_core::vrrp::Family;
 
-use crate::cluster::{Cluster, permitted};
+use crate::cluster::Cluster;
 use crate::exit::{Failure, Result};
 
 /// A transport and a port.
@@ -59,11 +57,9 @@ pub async fn check(cluster: &Cluster, service: &Service) -> Result<()> {
         return Ok(());
     }
     let at = reference(service);
-    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), &at.namespace);
-    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={}", at.name));
     // Who may not read EndpointSlices gets the benefit of the doubt.
-    match permitted(slices.list(&of_service).await)? {
-        Some(list) if list.items.is_empty() => Err(Failure::new(format!(
+    match cluster.list_slices(&at).await? {
+        Some(slices) if slices.is_empty() => Err(Failure::new(format!(
             "service {at} has neither selector nor EndpointSlices: a VIP would lead nowhere"
         ))
         .hint(format!("kubectl describe service {} -n {}", at.name, at.namespace))),

@@ -9,9 +9,10 @@ use kube::{Api, ResourceExt};
 use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
 
 use super::FORBIDDEN;
-use crate::cluster::{Cluster, permitted, silence};
+use crate::cluster::{Cluster, family, permitted};
 use crate::exit::Result;
-use crate::output::{NONE, Table, UNKNOWN, age, span};
+use crate::judge::Judge;
+use crate::output::{NONE, Table, UNKNOWN, age};
 
 /// Events that are shown.
 const RECENT: usize = 10;
@@ -36,17 +37,18 @@ impl Detail {
 
     /// The parts, each after an empty line.
     pub fn text(&self, vip: &VirtualIP, nodes: Option<&[VIPNode]>, now: Timestamp) -> String {
+        let judge = Judge::new(nodes, now);
         let mut text = format!(
             "\nVirtual router {} of {}, scheduler {}\n",
             vip.spec.virtual_router,
             vip.spec.address,
             vip.spec.scheduler.as_str()
         );
-        text.push_str(&part(nodes.map(|nodes| ranks(vip, nodes, now)), "NODE"));
+        text.push_str(&part(nodes.map(|nodes| ranks(vip, nodes, &judge)), "NODE"));
         text.push('\n');
         text.push_str(&part(self.slices.as_deref().map(|slices| endpoints(vip, slices)), "ENDPOINT"));
         text.push('\n');
-        text.push_str(&part(Some(conditions(vip, is_silent(vip, nodes, now), now)), "CONDITION"));
+        text.push_str(&part(Some(conditions(vip, &judge)), "CONDITION"));
         text.push('\n');
         text.push_str(&part(self.events.as_deref().map(|events| recent(events, now)), "LAST SEEN"));
         text
@@ -57,10 +59,8 @@ impl Detail {
 async fn slices(cluster: &Cluster, services: &[ServiceRef]) -> Result<Option<Vec<EndpointSlice>>> {
     let mut all = Vec::new();
     for service in services {
-        let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), &service.namespace);
-        let of = format!("kubernetes.io/service-name={}", service.name);
-        match permitted(slices.list(&ListParams::default().labels(&of)).await)? {
-            Some(list) => all.extend(list.items),
+        match cluster.list_slices(service).await? {
+            Some(slices) => all.extend(slices),
             None => return Ok(None),
         }
     }
@@ -77,8 +77,8 @@ fn part(table: Option<Table>, what: &str) -> String {
 }
 
 /// The nodes that compete, the first first. Of a silent one nothing is known to hold.
-fn ranks(vip: &VirtualIP, nodes: &[VIPNode], now: Timestamp) -> Table {
-    let family = if vip.spec.address.contains(':') { 6 } else { 4 };
+fn ranks(vip: &VirtualIP, nodes: &[VIPNode], judge: &Judge<'_>) -> Table {
+    let family = family(vip);
     let mut ranked = Vec::new();
     for node in nodes {
         let routers = node.status.iter().flat_map(|status| &status.virtual_routers);
@@ -91,9 +91,9 @@ fn ranks(vip: &VirtualIP, nodes: &[VIPNode], now: Timestamp) -> Table {
     });
     let mut table = Table::new(&["NODE", "PRIORITY", "STATE", "SINCE", "INTERFACE"]);
     for (router, node) in ranked {
-        let (state, since) = match silence(node, now) {
-            Some(silent) => (format!("Unknown ({})", span(silent)), UNKNOWN.to_owned()),
-            None => (format!("{:?}", router.state), age(router.since.0, now)),
+        let (state, since) = match judge.silent(&node.name_any()) {
+            Some((unknown, _)) => (unknown, UNKNOWN.to_owned()),
+            None => (format!("{:?}", router.state), age(router.since.0, judge.now)),
         };
         table.row([node.name_any(), router.priority.to_string(), state, since, router.interface.clone()]);
     }
@@ -102,7 +102,7 @@ fn ranks(vip: &VirtualIP, nodes: &[VIPNode], now: Timestamp) -> Table {
 
 /// What Kubernetes says of the endpoints of the address's family.
 fn endpoints(vip: &VirtualIP, slices: &[EndpointSlice]) -> Table {
-    let family = if vip.spec.address.contains(':') { "IPv6" } else { "IPv4" };
+    let family = format!("IPv{}", family(vip));
     let mut rows = Vec::new();
     for slice in slices.iter().filter(|slice| slice.address_type == family) {
         let service = slice.labels().get("kubernetes.io/service-name").cloned().unwrap_or_default();
@@ -142,15 +142,10 @@ fn condition_of(endpoint: &Endpoint) -> &'static str {
     }
 }
 
-/// Whether the owner is known to have been silent for long: what it wrote need not hold any more.
-fn is_silent(vip: &VirtualIP, nodes: Option<&[VIPNode]>, now: Timestamp) -> bool {
+/// The conditions. What an owner wrote that has been silent since need not hold any more.
+fn conditions(vip: &VirtualIP, judge: &Judge<'_>) -> Table {
     let owner = vip.status.as_ref().and_then(|status| status.node.as_deref());
-    owner.zip(nodes).is_some_and(|(owner, nodes)| {
-        nodes.iter().find(|node| node.name_any() == owner).is_none_or(|node| silence(node, now).is_some())
-    })
-}
-
-fn conditions(vip: &VirtualIP, is_silent: bool, now: Timestamp) -> Table {
+    let is_silent = owner.is_some_and(|owner| judge.silent(owner).is_some());
     let mut table = Table::new(&["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"]);
     let conditions = vip.status.iter().flat_map(|status| &status.conditions);
     for condition in conditions {
@@ -158,7 +153,7 @@ fn conditions(vip: &VirtualIP, is_silent: bool, now: Timestamp) -> Table {
             condition.type_.clone(),
             if is_silent { "Unknown".to_owned() } else { condition.status.clone() },
             condition.reason.clone(),
-            age(condition.last_transition_time.0, now),
+            age(condition.last_transition_time.0, judge.now),
             condition.message.clone(),
         ]);
     }

@@ -2,7 +2,6 @@
 //! `kubectl get --watch` prints them.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use super::{Report, Row, Scope, View};
@@ -18,8 +17,7 @@ const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 /// Goes on until it is interrupted. What cannot be read for a while is said, and read again.
 pub async fn run(cluster: &Cluster, args: &StatusArgs, scope: &Scope, wide: bool) -> Result<()> {
-    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    let in_place = std::io::stdout().is_terminal() && !is_dumb;
+    let in_place = output::is_screen();
     // The first look decides, as it does without --watch.
     let mut view = View::read(cluster).await?;
     let mut lines = Lines::default();
