@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     process::{self, Command, ExitCode, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
     command, interrupt,
@@ -74,7 +75,8 @@ impl Count {
 
 /// Runs the tiers. The last line is `N passed, N failed`.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let names = [Tier::Api, Tier::Kernel, Tier::Cluster].map(Tier::lab_name);
+    let names = ALL.iter().flat_map(|tier| tier.lab_names());
+    let names: Vec<String> = names.collect();
     interrupt::on_interrupt(move || {
         for name in names {
             if let Err(error) = Lab::remove(&name) {
@@ -110,16 +112,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 }
 
 impl Tier {
-    /// The lab of this tier in this run; runs beside each other have their own.
-    fn lab_name(self) -> String {
-        let letter = match self {
-            Self::Unit => 'u',
-            Self::Netns => 'n',
-            Self::Api => 'a',
-            Self::Kernel => 'k',
-            Self::Cluster => 'c',
+    /// The labs of this tier in this run; runs beside each other have their own.
+    fn lab_names(self) -> Vec<String> {
+        let letters = match self {
+            Self::Unit | Self::Netns => "",
+            Self::Api => "abde",
+            Self::Kernel => "k",
+            Self::Cluster => "c",
         };
-        format!("t{letter}{}", process::id())
+        letters.chars().map(|letter| format!("t{letter}{}", process::id())).collect()
     }
 
     fn run(self) -> Result<Count> {
@@ -133,32 +134,37 @@ impl Tier {
                 product::build_programs()?;
                 let tests =
                     ["netns", "netns_loss", "netns_nat", "netns_neighbours"].map(|name| ["--test", name]);
-                cargo(&[&["--package", "lab"], tests.as_flattened()].concat(), &[], None)
+                // They wait more than they compute.
+                let four = ["--test-threads=4"];
+                cargo(&[&["--package", "lab"], tests.as_flattened()].concat(), &four, None)
             }
             Self::Api => {
                 product::build_programs()?;
-                let mut count = self.within(Parts::Api, |lab| {
-                    let tests = ["--package", "lab", "--test", "api_admission", "--test", "api_plugin"];
-                    cargo(&tests, &[], Some(("LAB_API", lab.name())))
-                })?;
-                // These stop the API server, and nodes that others played would be their peers.
-                count.add(self.within(Parts::Api, |lab| {
-                    let tests = ["--package", "lab", "--test", "agents"];
-                    cargo(&tests, &["--test-threads=1"], Some(("LAB_API", lab.name())))
-                })?);
-                Ok(count)
+                let objects = ["--package", "lab", "--test", "api_admission", "--test", "api_plugin"];
+                let plugin = ["--package", "lab", "--test", "api_plugin"];
+                let agents = ["--package", "lab", "--test", "agents"];
+                // Agents are for labs of their own, one after another: they stop the API server, and nodes that others played
+                // would be their peers. One test of theirs takes as long as all others.
+                let longest = "whatever_is_killed";
+                // Those that install and upgrade want to be alone, so they have a lab too.
+                self.beside_each_other(&[
+                    (&objects, &["--test-threads=4", "--skip", "install::", "--skip", "upgrade::"]),
+                    (&plugin, &["--test-threads=1", "install::", "upgrade::"]),
+                    (&agents, &["--test-threads=1", "--skip", longest]),
+                    (&agents, &["--test-threads=1", longest]),
+                ])
             }
             Self::Kernel => {
                 product::build_programs()?;
                 let program = kernel_program()?;
-                self.within(Parts::Machine, |lab| in_machine(lab, &program))
+                self.within(0, Parts::Machine, |lab| in_machine(lab, &program))
             }
             Self::Cluster => {
                 product::build()?;
-                self.within(Parts::Cluster, |lab| {
+                self.within(0, Parts::Cluster, |lab| {
                     cargo(
                         &["--package", "lab", "--test", "cluster"],
-                        &["--test-threads=1"],
+                        &["--test-threads=2"],
                         Some(("LAB", lab.name())),
                     )
                 })
@@ -166,12 +172,32 @@ impl Tier {
         }
     }
 
+    /// Runs selections of tests at once, each in its own lab with an API server. None may be empty.
+    fn beside_each_other(self, selections: &[(&[&str], &[&str])]) -> Result<Count> {
+        let run = |(index, (selection, arguments)): (usize, &(&[&str], &[&str]))| {
+            self.within(index, Parts::Api, |lab| {
+                let count = cargo(selection, arguments, Some(("LAB_API", lab.name())))?;
+                ensure!(count != Count::default(), "no test is called {arguments:?}");
+                Ok(count)
+            })
+        };
+        thread::scope(|scope| {
+            let running: Vec<_> =
+                selections.iter().enumerate().map(|one| scope.spawn(move || run(one))).collect();
+            let mut total = Count::default();
+            for one in running {
+                total.add(one.join().map_err(|_| anyhow!("a thread of the tests has panicked"))??);
+            }
+            Ok(total)
+        })
+    }
+
     /// A lab for as long as the work takes. Its logs are kept, and named, only when something failed.
-    fn within(self, parts: Parts, work: impl FnOnce(&Lab) -> Result<Count>) -> Result<Count> {
-        let name = self.lab_name();
-        let result = Lab::up(&name, parts).and_then(|lab| work(&lab));
-        Lab::remove(&name)?;
-        let folder = paths::lab(&name);
+    fn within(self, index: usize, parts: Parts, work: impl FnOnce(&Lab) -> Result<Count>) -> Result<Count> {
+        let name = &self.lab_names()[index];
+        let result = Lab::up(name, parts).and_then(|lab| work(&lab));
+        Lab::remove(name)?;
+        let folder = paths::lab(name);
         if matches!(&result, Ok(count) if count.failed == 0) {
             fs::remove_dir_all(&folder).with_context(|| format!("can't remove {}", folder.display()))?;
         } else {
@@ -181,7 +207,7 @@ impl Tier {
     }
 }
 
-/// Runs `cargo test`, shows what it prints, and counts.
+/// Runs `cargo test`, shows what it prints when it is at its end, and counts.
 fn cargo(selection: &[&str], arguments: &[&str], variable: Option<(&str, &str)>) -> Result<Count> {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(paths::repository()).args(["test", "--quiet", "--no-fail-fast"]).args(selection);
@@ -192,14 +218,12 @@ fn cargo(selection: &[&str], arguments: &[&str], variable: Option<(&str, &str)>)
     if let Some((name, value)) = variable {
         cargo.env(name, value);
     }
-    let mut child = command::spawn(cargo.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't start cargo")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
     let mut count = Count::default();
-    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
-        let line = line?;
-        println!("{line}");
-        count.read(&line);
-    }
-    if !child.wait()?.success() && count.failed == 0 {
+    text.lines().for_each(|line| count.read(line));
+    if !output.status.success() && count.failed == 0 {
         println!("`{}` ended with an error", command::display(&cargo));
         count.failed = 1;
     }

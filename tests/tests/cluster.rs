@@ -1,8 +1,8 @@
 //! The cluster tier: the product installed in a real three-node cluster, and what its users rely on. The tests share
-//! one lab and cut its links, so they run one after another.
+//! one lab. Those that take from it what others need, a link or the API server, have it for themselves.
 
-#[path = "cluster/checks.rs"]
-mod checks;
+#[path = "cluster/agent.rs"]
+mod agent;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/install.rs"]
@@ -13,8 +13,6 @@ mod ipv6;
 mod lab_itself;
 #[path = "cluster/neighbours.rs"]
 mod neighbours;
-#[path = "cluster/processes.rs"]
-mod processes;
 #[path = "cluster/services.rs"]
 mod services;
 #[path = "cluster/traffic.rs"]
@@ -22,7 +20,14 @@ mod traffic;
 #[path = "cluster/uninstall.rs"]
 mod uninstall;
 
-use std::{fs::File, io::Write as _, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
+use std::{
+    fs::File,
+    io::Write as _,
+    net::Ipv4Addr,
+    sync::{Mutex, PoisonError, RwLock},
+    thread,
+    time::Duration,
+};
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -40,9 +45,18 @@ const POOL: &str = "lab=10.87.2.0/24,fd87::2:0/112";
 /// How long what comes soon may take on a slow machine.
 const SOON: Duration = Duration::from_secs(60);
 
-/// The lab with the product installed, if need be.
+/// Held for writing by tests that have the lab for themselves, for reading by all others.
+static LAB: RwLock<()> = RwLock::new(());
+
+/// The lab with the product installed, if need be, and beside it what is not ours on every node.
 fn installed() -> Result<&'static Lab> {
+    static PLANTED: Mutex<bool> = Mutex::new(false);
     let lab = lab::cluster()?;
+    let mut planted = PLANTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*planted {
+        lab.each_node(|node| neighbours::plant(&node))?;
+        *planted = true;
+    }
     let there = lab.kubectl(["get", "daemonset", "vip-node", "-n", "kubectl-vip"])?.success();
     if !there {
         lab.kubectl_for(Duration::from_secs(300), ["vip", "install", "--pool", POOL])?.ok()?;
@@ -51,13 +65,15 @@ fn installed() -> Result<&'static Lab> {
 }
 
 /// Three pods, one on each node, that all tests share: starting pods is what takes longest.
-fn web(lab: &'static Lab) -> Result<&'static Workload<'static>> {
-    static WEB: OnceLock<Workload<'static>> = OnceLock::new();
-    if let Some(web) = WEB.get() {
-        return Ok(web);
+fn web(lab: &'static Lab) -> Result<Workload<'static>> {
+    static WEB: Mutex<Option<Workload<'static>>> = Mutex::new(None);
+    let mut web = WEB.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(web) = &*web {
+        return Ok(web.clone());
     }
     let deployed = Workload::deploy(lab, NAMESPACE, "web", 3)?;
-    Ok(WEB.get_or_init(|| deployed))
+    *web = Some(deployed.clone());
+    Ok(deployed)
 }
 
 /// A Service of its own for the shared pods, and its virtual IP with an owner.
@@ -98,9 +114,35 @@ fn note(lab: &Lab, began: Timestamp) {
     }
 }
 
+/// Asks for something that a change of owners would break. A machine that stands still for longer than its peers wait loses
+/// its addresses: then it is asked once more.
+fn undisturbed<T>(lab: &Lab, vip: Ipv4Addr, ask: impl Fn() -> Result<T>) -> Result<T> {
+    let before = product::wait_owner(lab, vip, SOON)?;
+    ask().or_else(|error| {
+        let owner = product::wait_owner(lab, vip, SOON)?;
+        if owner == before {
+            return Err(error);
+        }
+        println!("{vip} went from {} to {} meanwhile: {error:#}", before.node, owner.node);
+        ask()
+    })
+}
+
+/// Runs a test that others may run beside.
+fn check(body: impl FnOnce() -> Result<()>) {
+    let _held = LAB.read().unwrap_or_else(PoisonError::into_inner);
+    run(body);
+}
+
+/// Runs a test alone.
+fn check_alone(body: impl FnOnce() -> Result<()>) {
+    let _held = LAB.write().unwrap_or_else(PoisonError::into_inner);
+    run(body);
+}
+
 /// Runs a test body and notes when, beside the other logs; when it fails, the agents' logs are saved too and the folder of
 /// all is named.
-fn check(body: impl FnOnce() -> Result<()>) {
+fn run(body: impl FnOnce() -> Result<()>) {
     let began = Timestamp::now();
     let result = body();
     if let Ok(lab) = lab::cluster() {

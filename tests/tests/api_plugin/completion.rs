@@ -4,6 +4,7 @@ use std::{
     env, fs,
     os::unix::fs::PermissionsExt,
     path::Path,
+    sync::Once,
     time::{Duration, Instant},
 };
 
@@ -34,13 +35,16 @@ fn offered(lab: &Lab, words: &[&str]) -> Vec<String> {
     output.stdout.lines().map(str::to_owned).collect()
 }
 
-/// Puts the program that kubectl asks where a person would.
+/// Puts the program that kubectl asks where a person would; once, as another test may be running it.
 fn shim(lab: &Lab) {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("completion");
-    fs::create_dir_all(&folder).unwrap();
-    let shim = folder.join("kubectl_complete-vip");
-    fs::write(&shim, said(lab, "completion kubectl")).unwrap();
-    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("completion");
+        fs::create_dir_all(&folder).unwrap();
+        let shim = folder.join("kubectl_complete-vip");
+        fs::write(&shim, said(lab, "completion kubectl")).unwrap();
+        fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv6Addr, time::Duration};
 use anyhow::{Result, ensure};
 use lab::{Lab, product};
 
-use super::{NAMESPACE, SOON, check, installed, web};
+use super::{NAMESPACE, SOON, check_alone, installed, web};
 
 /// A drained node owns addresses again when this ends, however it ends: other tests need it.
 struct Drained {
@@ -32,7 +32,7 @@ impl Drop for Drained {
 
 #[test]
 fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
-    check(|| {
+    check_alone(|| {
         let lab = installed()?;
         let pods: BTreeSet<String> = web(lab)?.pods()?.into_keys().collect();
         web(lab)?.add_service_of("six", 80, "IPv6")?;

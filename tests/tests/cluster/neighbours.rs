@@ -1,15 +1,44 @@
-//! Others on the same node: kube-proxy flushes the IPVS table.
+//! Others on the same node: what they have is left to them, and kube-proxy flushes the IPVS table.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::product;
+use lab::{Node, command::Output, product};
 
-use super::{Exposed, check, installed};
+use super::{Exposed, check_alone, installed};
+
+/// Makes an IPVS service, an address and an nftables table that are not ours; those of an earlier run go first.
+pub(super) fn plant(node: &Node<'_>) -> Result<()> {
+    uproot(node)?;
+    let commands = "ip address add 10.99.0.1/32 dev lo && ipvsadm -A -t 10.99.0.1:80 -s rr && ipvsadm -a -t 10.99.0.1:80 -r 10.99.0.2:80 -m \
+                    && nft add table inet foreign && nft add set inet foreign s '{ type ipv4_addr; elements = { 10.87.2.200 } }'";
+    node.exec(commands).and_then(Output::ok).map(drop)
+}
+
+/// Fails when anything that was planted is not as it was.
+pub(super) fn unharmed(node: &Node<'_>) -> Result<()> {
+    let look = "ip -oneline address show dev lo; ipvsadm -Sn; nft list table inet foreign";
+    let found = node.exec(look)?.ok()?.stdout;
+    let planted = [
+        " 10.99.0.1/32 ",
+        "-A -t 10.99.0.1:80 -s rr\n",
+        "-a -t 10.99.0.1:80 -r 10.99.0.2:80 -m -w 1\n",
+        "elements = { 10.87.2.200 }",
+    ];
+    let missing: Vec<&str> = planted.into_iter().filter(|one| !found.contains(one)).collect();
+    ensure!(missing.is_empty(), "{} lost what is not ours: {missing:?} of {found}", node.name());
+    Ok(())
+}
+
+/// Takes it away.
+pub(super) fn uproot(node: &Node<'_>) -> Result<()> {
+    node.exec("ip address del 10.99.0.1/32 dev lo; ipvsadm -D -t 10.99.0.1:80; nft delete table inet foreign")
+        .map(drop)
+}
 
 #[test]
 fn kube_proxy_flushes_ipvs_and_every_entry_is_back_within_a_second() {
-    check(|| {
+    check_alone(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "flush")?;
         let node = lab.node(exposed.owner.number);
@@ -38,6 +67,8 @@ fn kube_proxy_flushes_ipvs_and_every_entry_is_back_within_a_second() {
         ensure!(last - first < 1.0, "entries were away for {:.3} s", last - first);
         ensure!(product::destinations(&node, exposed.vip, 80)?.len() == 3, "not every destination is back");
         lab.client().get(&exposed.url())?;
+        // What is not ours was flushed too, and nobody puts it back.
+        plant(&node)?;
         exposed.remove(lab)
     });
 }

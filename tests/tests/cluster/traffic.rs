@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use lab::{Lab, command, product, workload::Workload};
 use serde_json::Value;
 
-use super::{Exposed, NAMESPACE, SOON, check, installed};
+use super::{Exposed, NAMESPACE, SOON, check, installed, undisturbed};
 
 /// The names in the answers to `tries` requests from a client on the LAN.
 fn ask_from_lan(lab: &Lab, url: &str, tries: usize) -> Result<BTreeSet<String>> {
@@ -59,27 +59,30 @@ fn every_kind_of_client_reaches_the_pods_of_all_nodes_over_tcp_and_udp() {
         let pods = super::web(lab)?.pods()?;
         let all: BTreeSet<String> = pods.keys().cloned().collect();
 
-        ensure!(ask_from_lan(lab, &exposed.url(), 12)? == all, "TCP from the LAN reached only some");
-        ensure!(
-            ask_from_lan(lab, &format!("udp://{vip}:81/hostname"), 12)? == all,
-            "UDP from the LAN reached only some"
-        );
-        for node in 1..=3 {
-            let [tcp, udp] = ask_from_node(lab, node, vip)?;
-            ensure!(tcp == all, "TCP from node-{node} reached {tcp:?} of {all:?}");
-            ensure!(udp == all, "UDP from node-{node} reached {udp:?} of {all:?}");
-        }
-        for pod in pods.values() {
-            for (protocol, port) in [("http", 80), ("udp", 81)] {
-                let reached =
-                    ask_from_pod(lab, &pod.node, &format!("{}:8080", pod.address), vip, protocol, port)?;
-                ensure!(
-                    reached == all,
-                    "{protocol} from a pod on {} reached {reached:?} of {all:?}",
-                    pod.node
-                );
+        undisturbed(lab, vip, || {
+            ensure!(ask_from_lan(lab, &exposed.url(), 12)? == all, "TCP from the LAN reached only some");
+            ensure!(
+                ask_from_lan(lab, &format!("udp://{vip}:81/hostname"), 12)? == all,
+                "UDP from the LAN reached only some"
+            );
+            for node in 1..=3 {
+                let [tcp, udp] = ask_from_node(lab, node, vip)?;
+                ensure!(tcp == all, "TCP from node-{node} reached {tcp:?} of {all:?}");
+                ensure!(udp == all, "UDP from node-{node} reached {udp:?} of {all:?}");
             }
-        }
+            for pod in pods.values() {
+                for (protocol, port) in [("http", 80), ("udp", 81)] {
+                    let reached =
+                        ask_from_pod(lab, &pod.node, &format!("{}:8080", pod.address), vip, protocol, port)?;
+                    ensure!(
+                        reached == all,
+                        "{protocol} from a pod on {} reached {reached:?} of {all:?}",
+                        pod.node
+                    );
+                }
+            }
+            Ok(())
+        })?;
         exposed.remove(lab)
     });
 }

@@ -1,11 +1,11 @@
-//! What can happen to the agent of a node in a real pod: killed.
+//! The agent of a node in a real pod: killed, and started again by the kubelet.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Node, Watch, command, product};
 
-use super::{Exposed, SOON, check, failover::EVERY, installed};
+use super::{Exposed, SOON, check_alone, failover::EVERY, installed};
 
 /// How long the kubelet may take to start a container again: from the second end on it waits, longer each time.
 const RESTART: Duration = Duration::from_secs(300);
@@ -77,8 +77,8 @@ fn steady(lab: &Lab, url: &str) -> Result<Watch> {
 }
 
 #[test]
-fn the_agent_is_killed_and_nobody_notices() {
-    check(|| {
+fn it_is_killed_and_nobody_notices() {
+    check_alone(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "killed")?;
         let agent = Agent { lab, node: lab.node(exposed.owner.number) };
