@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::process::CommandExt,
@@ -17,6 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    sched::{CloneFlags, setns, unshare},
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
@@ -28,7 +30,7 @@ const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 const END: u8 = 3;
 
-/// A shell command, in the network and mount namespaces of a node or in the machine's own.
+/// A command for a shell, in the network and mount namespaces of a node or in the machine's own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     pub(crate) node: Option<u8>,
@@ -93,22 +95,40 @@ fn answer(stream: &TcpStream, nodes: &Mutex<BTreeMap<u8, u32>>) -> Result<()> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     let request: Request = serde_json::from_str(&line).context("not a request")?;
-    let mut command = match request.node {
-        None => Command::new("bash"),
-        Some(node) => {
-            let nodes = nodes.lock().unwrap_or_else(PoisonError::into_inner);
-            let pid = nodes.get(&node).with_context(|| format!("there is no node {node}"))?;
-            let mut command = Command::new("nsenter");
-            command.args(["-t", &pid.to_string(), "--mount", "--net", "--uts", "--", "bash"]);
-            command
-        }
+    if let Some(node) = request.node {
+        let node = nodes.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        enter(node.context("there is no such node")?)?;
+    }
+    let words: Vec<&str> = if is_plain(&request.command) {
+        request.command.split_whitespace().collect()
+    } else {
+        vec!["bash", "-c", &request.command]
     };
-    command.args(["-c", &request.command]).current_dir("/").process_group(0);
+    let (program, arguments) = words.split_first().context("no command")?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("can't start the command")?;
+    let mut child = command.spawn().with_context(|| format!("can't start {program}"))?;
     let code = relay(stream, &mut child);
     let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
     send(stream, END, &code?.to_be_bytes())?;
+    Ok(())
+}
+
+/// Whether a command is words and nothing that a shell would do something about. Programs take long to start in an emulated
+/// machine, and a shell would be one more.
+fn is_plain(command: &str) -> bool {
+    command.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" -_./:,@".contains(&byte))
+}
+
+/// Moves this thread, and so what it starts, to the namespaces of a process.
+fn enter(process: u32) -> Result<()> {
+    // Threads of one process may differ in their mounts when they share no working directory.
+    unshare(CloneFlags::CLONE_FS)?;
+    let namespaces = ["net", "uts", "mnt"].map(|kind| File::open(format!("/proc/{process}/ns/{kind}")));
+    for namespace in namespaces {
+        setns(namespace?, CloneFlags::empty())?;
+    }
     Ok(())
 }
 

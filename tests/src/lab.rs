@@ -6,8 +6,11 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
+    process::{self, Command},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -291,10 +294,10 @@ impl Lab {
 
     /// Applies a manifest given as YAML or JSON and wants success.
     pub fn apply(&self, manifest: &str) -> Result<Output> {
-        let file = self
-            .folder
-            .join("run")
-            .join(format!("apply-{:016x}.yaml", paths::fingerprint(manifest.as_bytes())));
+        // Tests run beside each other, and some apply the same.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let one = format!("apply-{}-{}.yaml", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let file = self.folder.join("run").join(one);
         fs::write(&file, manifest)?;
         let output = self.kubectl([OsStr::new("apply"), OsStr::new("-f"), file.as_os_str()]);
         fs::remove_file(&file)?;

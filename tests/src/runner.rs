@@ -132,11 +132,14 @@ impl Tier {
             }
             Self::Netns => {
                 product::build_programs()?;
-                let tests =
-                    ["netns", "netns_loss", "netns_nat", "netns_neighbours"].map(|name| ["--test", name]);
+                let of = |names: &[&'static str]| -> Vec<&str> {
+                    let tests = names.iter().flat_map(|name| ["--test", name]);
+                    ["--package", "lab"].into_iter().chain(tests).collect()
+                };
                 // They wait more than they compute.
-                let four = ["--test-threads=4"];
-                cargo(&[&["--package", "lab"], tests.as_flattened()].concat(), &four, None)
+                let four: &[&str] = &["--test-threads=4"];
+                let selections = [of(&["netns"]), of(&["netns_loss", "netns_nat", "netns_neighbours"])];
+                at_once(&selections, |_, selection| cargo(selection, four, None))
             }
             Self::Api => {
                 product::build_programs()?;
@@ -174,21 +177,12 @@ impl Tier {
 
     /// Runs selections of tests at once, each in its own lab with an API server. None may be empty.
     fn beside_each_other(self, selections: &[(&[&str], &[&str])]) -> Result<Count> {
-        let run = |(index, (selection, arguments)): (usize, &(&[&str], &[&str]))| {
+        at_once(selections, |index, (selection, arguments)| {
             self.within(index, Parts::Api, |lab| {
                 let count = cargo(selection, arguments, Some(("LAB_API", lab.name())))?;
                 ensure!(count != Count::default(), "no test is called {arguments:?}");
                 Ok(count)
             })
-        };
-        thread::scope(|scope| {
-            let running: Vec<_> =
-                selections.iter().enumerate().map(|one| scope.spawn(move || run(one))).collect();
-            let mut total = Count::default();
-            for one in running {
-                total.add(one.join().map_err(|_| anyhow!("a thread of the tests has panicked"))??);
-            }
-            Ok(total)
         })
     }
 
@@ -205,6 +199,20 @@ impl Tier {
         }
         result
     }
+}
+
+/// Does the same with each of them, by its index, all at once.
+fn at_once<T: Sync>(all: &[T], run: impl Fn(usize, &T) -> Result<Count> + Sync) -> Result<Count> {
+    let run = &run;
+    thread::scope(|scope| {
+        let running: Vec<_> =
+            all.iter().enumerate().map(|(index, one)| scope.spawn(move || run(index, one))).collect();
+        let mut total = Count::default();
+        for one in running {
+            total.add(one.join().map_err(|_| anyhow!("a thread of the tests has panicked"))??);
+        }
+        Ok(total)
+    })
 }
 
 /// Runs `cargo test`, shows what it prints when it is at its end, and counts.

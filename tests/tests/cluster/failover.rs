@@ -16,7 +16,7 @@ use lab::{
 use super::{Exposed, SOON, check_alone, installed, web};
 
 /// Requests every 20 ms, as an impatient client would.
-pub(super) const EVERY: Duration = Duration::from_millis(20);
+const EVERY: Duration = Duration::from_millis(20);
 
 /// Kubernetes calls the endpoints of a lost node ready for 40 seconds: half of that is watched.
 const WATCHED: Duration = Duration::from_secs(20);
