@@ -204,20 +204,21 @@ pub struct UninstallArgs {
 /// Arguments of `expose`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  kubectl vip expose svc/web -n shop\n  kubectl vip expose svc/web --pool edge\n  \
-    kubectl vip expose svc/web --ip 192.168.10.243\n  kubectl vip expose svc/mail --ip 192.168.10.243 --share\n\n\
-    The address is IPv4 or IPv6 as the Service's spec.ipFamilies says, the first of them that the pool has."
+    after_help = "Examples:\n  kubectl vip expose svc/web -n shop\n  kubectl vip expose svc/web svc/api --pool edge\n  \
+    kubectl vip expose svc/web --ip 192.168.10.243\n  kubectl vip expose svc/web --ip 192.168.10.243,fd00:10::243\n  \
+    kubectl vip expose svc/mail --ip 192.168.10.243 --share\n\n\
+    A Service gets an address of each family in its spec.ipFamilies of which the pools have any."
 )]
 pub struct ExposeArgs {
-    /// The Service: svc/NAME or svc NAME
-    #[arg(required = true, num_args = 1..=2, value_name = "svc/NAME")]
+    /// The Services: svc/NAME... or svc NAME...
+    #[arg(required = true, num_args = 1.., value_name = "svc/NAME")]
     pub service: Vec<String>,
     /// Draw the address from this pool
     #[arg(long, value_name = "POOL", conflicts_with = "ip")]
     pub pool: Option<String>,
-    /// Take this address
-    #[arg(long, value_name = "ADDRESS")]
-    pub ip: Option<String>,
+    /// Take this address, or one of each family
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]", value_delimiter = ',')]
+    pub ip: Vec<String>,
     /// Share the address of other Services, on other ports
     #[arg(long)]
     pub share: bool,
@@ -242,11 +243,12 @@ pub struct ExposeArgs {
 /// Arguments of `unexpose`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  kubectl vip unexpose svc/web -n shop\n  kubectl vip unexpose 192.168.10.241"
+    after_help = "Examples:\n  kubectl vip unexpose svc/web -n shop\n  kubectl vip unexpose svc/web svc/api -n shop\n  \
+    kubectl vip unexpose 192.168.10.241"
 )]
 pub struct UnexposeArgs {
-    /// The Service (svc/NAME) or the virtual IP
-    #[arg(required = true, num_args = 1..=2, value_name = "svc/NAME|VIP")]
+    /// The Services (svc/NAME) or the virtual IPs
+    #[arg(required = true, num_args = 1.., value_name = "svc/NAME|VIP")]
     pub target: Vec<String>,
     /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
     #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,

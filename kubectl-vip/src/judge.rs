@@ -245,8 +245,9 @@ impl<'a> Judge<'a> {
                 code: &addresses::TWO_OWNERS,
                 about: address.to_owned(),
                 message: format!(
-                    "{} all say that they own it: they do not hear each other",
-                    nodes.join(" and ")
+                    "{} {} say that they own it: they do not hear each other",
+                    nodes.join(" and "),
+                    if nodes.len() == 2 { "both" } else { "all" }
                 ),
                 command: "kubectl vip node list".to_owned(),
             })
@@ -511,7 +512,7 @@ mod tests {
         assert_eq!(split.len(), 1);
         assert_eq!(
             split[0].message,
-            "node-1 and node-2 all say that they own it: they do not hear each other"
+            "node-1 and node-2 both say that they own it: they do not hear each other"
         );
         let said: Vec<String> = judge
             .nodes(Some("ns"))

@@ -27,6 +27,8 @@ mod mistakes;
 mod owners;
 #[path = "api_plugin/status.rs"]
 mod status;
+#[path = "api_plugin/terminal.rs"]
+mod terminal;
 #[path = "api_plugin/upgrade.rs"]
 mod upgrade;
 

@@ -1,6 +1,7 @@
 //! What a command is about: a Service (`svc/web`, `svc web`) or a virtual IP (`192.168.10.241`).
 
 use std::net::IpAddr;
+use std::slice;
 
 use vip_core::pool::parse_address;
 
@@ -37,13 +38,32 @@ impl Target {
         }
     }
 
-    /// Reads the name of a Service, and nothing else.
-    pub fn service(words: &[String]) -> Result<String> {
-        match Self::parse(words)? {
+    /// Reads several, as kubectl does: `svc/web svc/api`, or a kind and then names, `svc web api`. Each counts once.
+    pub fn all(words: &[String]) -> Result<Vec<Self>> {
+        let targets: Vec<Self> = match words {
+            [kind, _, ..] if !kind.contains('/') && vip(kind).is_none() => {
+                let names = words[1..].iter().map(|name| Self::parse(&[kind.clone(), name.clone()]));
+                names.collect::<Result<_>>()?
+            }
+            _ => words.iter().map(|word| Self::parse(slice::from_ref(word))).collect::<Result<_>>()?,
+        };
+        let mut all = Vec::new();
+        targets.into_iter().for_each(|target| {
+            if !all.contains(&target) {
+                all.push(target);
+            }
+        });
+        Ok(all)
+    }
+
+    /// Reads the names of Services, and nothing else.
+    pub fn services(words: &[String]) -> Result<Vec<String>> {
+        let name = |target| match target {
             Self::Service(name) => Ok(name),
             Self::Vip(address) => Err(Failure::new(format!("{address} is an address, not a Service"))
                 .hint(format!("kubectl vip expose svc/NAME --ip {address}"))),
-        }
+        };
+        Self::all(words)?.into_iter().map(name).collect()
     }
 }
 
@@ -76,6 +96,19 @@ mod tests {
             assert_eq!(parse(words), vip, "{words:?}");
         }
         assert_eq!(parse(&["fd87-0-0-0-0-0-2-50"]), Ok(Target::Vip("fd87::2:50".parse().unwrap())));
+    }
+
+    #[test]
+    fn several_at_once() {
+        let all = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            Target::all(&words).map_err(|failure| failure.to_string())
+        };
+        let both = Ok(["web", "api"].map(|name| Target::Service(name.to_owned())).to_vec());
+        assert_eq!(all(&["svc/web", "service/api", "svc/web"]), both);
+        assert_eq!(all(&["svc", "web", "api"]), both);
+        assert_eq!(all(&["10.0.0.9", "svc/web"]).unwrap().len(), 2);
+        assert!(all(&["svc/web", "api"]).unwrap_err().contains("\"api\" names neither"));
     }
 
     #[test]

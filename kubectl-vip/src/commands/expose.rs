@@ -1,30 +1,28 @@
-//! `expose`: draws an address and binds it to a Service.
+//! `expose`: draws an address of each family and binds it to a Service.
 //!
-//! The API server decides who gets an address: the name of a VirtualIP is its address, so the second to create it is
-//! told that it exists, and takes the next one.
+//! All that can be refused is refused before anything is written, for all Services that are named.
 
+mod bind;
 pub mod choice;
 pub mod service;
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
-use vip_core::api::{
-    CONDITION_ANNOUNCED, PLUGIN_MANAGER, ServiceRef, VIPNode, VirtualIP, VirtualIPSpec, name_of,
-};
+use vip_core::api::{CONDITION_ANNOUNCED, ServiceRef, VIPNode, VirtualIP};
 use vip_core::pool::parse_address;
-use vip_core::validate::{CheckedPool, MAX_PERSISTENCE_SECONDS, MAX_SERVICES};
+use vip_core::validate::MAX_PERSISTENCE_SECONDS;
 use vip_core::vrrp::Family;
 
-use self::choice::{Applicant, World, belongs};
+use self::choice::{Applicant, World};
 use crate::cli::target::Target;
 use crate::cli::{DryRun, ExposeArgs};
-use crate::cluster::{Cluster, is_conflict, present, silence};
+use crate::cluster::{Cluster, silence};
 use crate::commands::version;
 use crate::exit::{Failure, Result};
 use crate::output::{self, PENDING, say};
@@ -34,44 +32,54 @@ use crate::wait::{self, Ended, Look};
 const LOOK: Duration = Duration::from_secs(10);
 /// How long `--wait` waits.
 const WAIT: Duration = Duration::from_secs(60);
-/// After so many addresses taken by others in a row, the list of virtual IPs is read again.
-const STALE_AFTER: usize = 3;
 
 /// Runs the command.
 pub async fn run(cluster: &Cluster, args: &ExposeArgs) -> Result<()> {
-    let name = Target::service(&args.service)?;
+    let names = Target::services(&args.service)?;
     if cluster.namespace.is_empty() {
         return Err(Failure::new("the namespace is empty: name it with -n"));
     }
+    let ips = addresses(&args.ip)?;
+    if names.len() > 1 && !ips.is_empty() && !args.share {
+        return Err(Failure::new("several Services have the same address only when they share it")
+            .hint("--share puts several Services on one address, on different ports"));
+    }
     let persistence = args.persistence.map(persistence_seconds).transpose()?;
 
-    let (service, pools, vips, nodes) = futures::join!(
-        cluster.service(&name),
+    let (services, pools, vips, nodes) = futures::join!(
+        try_join_all(names.iter().map(|name| cluster.service(name))),
         cluster.list_pools(),
         cluster.list_vips(),
         cluster.list_nodes()
     );
-    let service = service?;
-    let nodes = nodes?;
+    let (services, nodes) = (services?, nodes?);
     let world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
     version::refuse_skew(nodes.as_deref().unwrap_or_default())?;
-    let applicant = Applicant {
-        at: service::reference(&service),
-        families: service::families(&service),
-        alone: service::is_local(&service),
-    };
-    let expose = Expose { cluster, args, applicant, persistence, nodes };
-
-    let exposed: Vec<&VirtualIP> = world.of(&expose.applicant.at).collect();
-    if let Some(vip) = exposed.first() {
-        return expose.already(&world, vip, &exposed);
+    let mut expose = Expose { cluster, args, persistence, world, nodes };
+    let mut plans = Vec::new();
+    for service in services {
+        plans.push(expose.plan(service, &ips).await?);
     }
-    service::check(cluster, &service).await?;
-    let (vip, pool) = match &args.ip {
-        Some(ip) => expose.take(&world, ip, &service).await?,
-        None => expose.draw(world, &service).await?,
-    };
-    expose.report(vip, &pool).await
+    let mut done = Vec::new();
+    let outcome = expose.carry_out(plans, &mut done).await;
+    // Of a run that was cut off, what was done is said, and not waited for.
+    let reported = expose.report(done, outcome.is_ok()).await;
+    outcome.and(reported)
+}
+
+/// The addresses of `--ip`, one of each family at most.
+fn addresses(texts: &[String]) -> Result<Vec<IpAddr>> {
+    let mut all: Vec<IpAddr> = Vec::new();
+    for text in texts {
+        let address = parse_address(text).map_err(|error| Failure::new(format!("--ip {error}")))?;
+        if let Some(other) = all.iter().find(|other| Family::of(**other) == Family::of(address)) {
+            return Err(Failure::new(format!(
+                "--ip {other},{address}: a Service gets one address of each family"
+            )));
+        }
+        all.push(address);
+    }
+    Ok(all)
 }
 
 fn persistence_seconds(time: Duration) -> Result<u32> {
@@ -84,10 +92,36 @@ fn persistence_seconds(time: Duration) -> Result<u32> {
 struct Expose<'a> {
     cluster: &'a Cluster,
     args: &'a ExposeArgs,
-    applicant: Applicant,
     persistence: Option<u32>,
+    /// What there is, with what was written since.
+    world: World,
     /// `None`: the user may not see them.
     nodes: Option<Vec<VIPNode>>,
+}
+
+/// What one Service has and is to get.
+struct Plan {
+    service: Service,
+    applicant: Applicant,
+    there: Vec<VirtualIP>,
+    wishes: Vec<Wish>,
+}
+
+/// An address to be bound to a Service.
+enum Wish {
+    /// This one.
+    Address(IpAddr),
+    /// Any of this family.
+    Any(Family),
+}
+
+/// A Service and an address of its.
+struct Exposed {
+    at: ServiceRef,
+    vip: VirtualIP,
+    pool: String,
+    /// It was bound in this run.
+    new: bool,
 }
 
 impl Expose<'_> {
@@ -95,36 +129,85 @@ impl Expose<'_> {
         self.args.change.dry_run
     }
 
-    /// The Service has an address: says where, unless another one was asked for.
-    fn already(&self, world: &World, vip: &VirtualIP, all: &[&VirtualIP]) -> Result<()> {
-        let addresses: Vec<&str> = all.iter().map(|vip| vip.spec.address.as_str()).collect();
-        let has = |ip: &str| parse_address(ip).is_ok_and(|ip| addresses.contains(&ip.to_string().as_str()));
-        let other_ip = self.args.ip.as_deref().is_some_and(|ip| !has(ip));
-        let pool = world.pool_name(&vip.spec.address);
-        let other_pool = self.args.pool.is_some() && self.args.pool.as_deref() != pool;
-        if other_ip || other_pool {
-            return Err(Failure::new(format!(
-                "service {} is already exposed at {}",
-                self.applicant.at,
-                addresses.join(", ")
-            ))
-            .hint(format!(
-                "kubectl vip unexpose svc/{} -n {}",
-                self.applicant.at.name, self.applicant.at.namespace
-            )));
+    /// What is to be done for a Service, or why nothing can be.
+    async fn plan(&self, service: Service, ips: &[IpAddr]) -> Result<Plan> {
+        let applicant = Applicant {
+            at: service::reference(&service),
+            families: service::families(&service),
+            alone: service::is_local(&service),
+        };
+        let there: Vec<VirtualIP> = self.world.of(&applicant.at).cloned().collect();
+        if there.is_empty() {
+            service::check(self.cluster, &service).await?;
         }
-        if let Some(format) = self.args.change.output {
-            return output::document(&output::bare(vip), format);
+        let mut plan = Plan { service, applicant, there, wishes: Vec::new() };
+        if ips.is_empty() {
+            self.plan_any(&mut plan)?;
         }
-        // What an owner wrote that has fallen silent since is no news.
-        let mut vip = vip.clone();
-        if let Some(status) = vip.status.as_mut().filter(|status| self.is_silent(status.node.as_deref())) {
-            status.node = None;
+        for ip in ips {
+            match plan.in_family(Family::of(*ip)) {
+                Some(vip) if vip.spec.address == ip.to_string() => {}
+                Some(_) => return Err(plan.already()),
+                None => {
+                    self.world.pool_of_ip(*ip, &plan.applicant)?;
+                    plan.wishes.push(Wish::Address(*ip));
+                }
+            }
         }
-        output::line(format!(
-            "{} (unchanged)",
-            sentence(&self.applicant.at, &vip, pool.unwrap_or(output::NONE))
-        ));
+        if !ips.is_empty() {
+            plan.there.retain(|vip| ips.iter().any(|ip| vip.spec.address == ip.to_string()));
+        }
+        Ok(plan)
+    }
+
+    /// Of each family that the pools have, the Service gets an address.
+    fn plan_any(&self, plan: &mut Plan) -> Result<()> {
+        let wanted = self.args.pool.as_deref();
+        let found = match self.world.pools_for(&plan.applicant, wanted) {
+            Ok(found) => found,
+            // It has what it asks for, from a pool that is no more, say.
+            Err(_) if wanted.is_none() && !plan.there.is_empty() => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        let taken = self.world.taken();
+        for (family, pools) in found {
+            if let Some(vip) = plan.in_family(family) {
+                if wanted.is_some() && self.world.pool_name(&vip.spec.address) != wanted {
+                    return Err(plan.already());
+                }
+            } else if !self.args.share && self.world.free(family, &pools, &taken).is_none() {
+                let namespace = &plan.applicant.at.namespace;
+                return Err(self.world.exhausted(family, &pools, namespace, &taken));
+            } else {
+                plan.wishes.push(Wish::Any(family));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was planned; `done` has what has come to be, whatever happens.
+    async fn carry_out(&mut self, plans: Vec<Plan>, done: &mut Vec<Exposed>) -> Result<()> {
+        for Plan { service, applicant, there, wishes } in plans {
+            for mut vip in there {
+                // What an owner wrote that has fallen silent since is no news.
+                if let Some(status) =
+                    vip.status.as_mut().filter(|status| self.is_silent(status.node.as_deref()))
+                {
+                    status.node = None;
+                }
+                let pool = self.world.pool_name(&vip.spec.address).unwrap_or(output::NONE).to_owned();
+                done.push(Exposed { at: applicant.at.clone(), vip, pool, new: false });
+            }
+            for wish in wishes {
+                let (vip, pool) = match wish {
+                    Wish::Address(ip) => self.take(ip, &applicant, &service).await?,
+                    Wish::Any(family) => self.draw(family, &applicant, &service).await?,
+                };
+                self.world.vips.retain(|other| other.name_any() != vip.name_any());
+                self.world.vips.push(vip.clone());
+                done.push(Exposed { at: applicant.at.clone(), vip, pool, new: true });
+            }
+        }
         Ok(())
     }
 
@@ -134,224 +217,88 @@ impl Expose<'_> {
         node.is_none_or(|node| silence(node, Timestamp::now()).is_some())
     }
 
-    /// `--ip`: this address or none.
-    async fn take(&self, world: &World, ip: &str, service: &Service) -> Result<(VirtualIP, String)> {
-        let (address, pool) = world.pool_of_ip(ip, &self.applicant)?;
-        if let Some(vip) = world.vip(address) {
-            let vip = self.join(vip, service).await?;
-            return Ok((vip, pool.name.clone()));
-        }
-        match self.create(world, pool, address).await? {
-            Ok(vip) => Ok((vip, pool.name.clone())),
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                // Somebody was faster: it is theirs, or shared with them.
-                let vip = self.cluster.vips().get(&name_of(address)).await?;
-                let vip = self.join(&vip, service).await?;
-                Ok((vip, pool.name.clone()))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The lowest free address of the pools in question.
-    async fn draw(&self, mut world: World, service: &Service) -> Result<(VirtualIP, String)> {
-        let wanted = self.args.pool.as_deref();
-        if self.args.share
-            && let Some((vip, pool)) = self.share_any(&world, service).await?
-        {
-            return Ok((vip, pool));
-        }
-        let mut taken = world.taken();
-        let mut lost = 0;
-        loop {
-            let (family, pools) = world.pools_for(&self.applicant, wanted)?;
-            let Some((pool, address)) = world.free(family, &pools, &taken) else {
-                return Err(world.exhausted(family, &pools, &self.applicant.at.namespace, &taken));
-            };
-            match self.create(&world, pool, address).await? {
-                Ok(vip) => return Ok((vip, pool.name.clone())),
-                Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                    taken.insert(address);
-                    lost += 1;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            if lost >= STALE_AFTER {
-                lost = 0;
-                let (pools, vips) = futures::join!(self.cluster.list_pools(), self.cluster.list_vips());
-                let nodes = self.nodes.as_deref().unwrap_or_default();
-                world = World::new(pools?, vips?, nodes, Timestamp::now());
-                taken = world.taken();
-            }
-        }
-    }
-
-    /// `--share` without `--ip`: the first address of this namespace's Services whose ports leave room.
-    async fn share_any(&self, world: &World, service: &Service) -> Result<Option<(VirtualIP, String)>> {
-        let (family, pools) = world.pools_for(&self.applicant, self.args.pool.as_deref())?;
-        for vip in &world.vips {
-            let ours = vip.spec.address.parse().is_ok_and(|address| Family::of(address) == family)
-                && !vip.spec.services.is_empty()
-                && vip.spec.services.len() < MAX_SERVICES
-                && vip.spec.services.iter().all(|s| s.namespace == self.applicant.at.namespace);
-            let pool =
-                world.pool_name(&vip.spec.address).filter(|name| pools.iter().any(|p| p.name == *name));
-            let (true, Some(pool)) = (ours, pool) else { continue };
-            if self.clash(vip, service).await?.is_none() {
-                return Ok(Some((self.join(vip, service).await?, pool.to_owned())));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Creates the virtual IP; the inner error is the API server's.
-    async fn create(
-        &self,
-        world: &World,
-        pool: &CheckedPool,
-        address: IpAddr,
-    ) -> Result<kube::Result<VirtualIP>> {
-        let vip = VirtualIP::new(
-            &name_of(address),
-            VirtualIPSpec {
-                address: address.to_string(),
-                services: vec![self.applicant.at.clone()],
-                virtual_router: world.virtual_router(pool, address, &self.applicant)?,
-                scheduler: self.args.scheduler.unwrap_or_default(),
-                persistence_seconds: self.persistence,
-                preferred_node: None,
-                health_check: None,
-            },
-        );
-        let params = PostParams {
-            dry_run: self.dry_run() == DryRun::Server,
-            field_manager: Some(PLUGIN_MANAGER.to_owned()),
-        };
-        match self.dry_run() {
-            DryRun::Client => Ok(Ok(vip)),
-            DryRun::None | DryRun::Server => Ok(self.cluster.vips().create(&params, &vip).await),
-        }
-    }
-
-    /// Adds the Service to an address that others have.
-    async fn join(&self, vip: &VirtualIP, service: &Service) -> Result<VirtualIP> {
-        const TRIES: usize = 10;
-        let mut vip = vip.clone();
-        for _ in 0..TRIES {
-            if vip.spec.services.contains(&self.applicant.at) {
-                return Ok(vip);
-            }
-            if !self.args.share || vip.spec.services.is_empty() {
-                let failure = Failure::new(belongs(&vip));
-                return Err(match vip.spec.services.is_empty() {
-                    true => failure,
-                    false => failure.hint("--share puts several Services on one address, on different ports"),
-                });
-            }
-            if vip.spec.services.len() >= MAX_SERVICES {
-                return Err(Failure::new(format!(
-                    "{} has {MAX_SERVICES} Services, more do not fit one address",
-                    vip.spec.address
-                )));
-            }
-            if let Some(clash) = self.clash(&vip, service).await? {
-                return Err(Failure::new(clash));
-            }
-            let mut services = vip.spec.services.clone();
-            services.push(self.applicant.at.clone());
-            if self.dry_run() == DryRun::Client {
-                vip.spec.services = services;
-                return Ok(vip);
-            }
-            // With the version that was looked at: another Service cannot slip in between.
-            let patch = json!({
-                "metadata": {"resourceVersion": vip.metadata.resource_version},
-                "spec": {"services": services},
-            });
-            let params = PatchParams {
-                dry_run: self.dry_run() == DryRun::Server,
-                field_manager: Some(PLUGIN_MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
-            match self.cluster.vips().patch(&vip.name_any(), &params, &Patch::Merge(patch)).await {
-                Ok(vip) => return Ok(vip),
-                Err(error) if is_conflict(&error) => vip = self.cluster.vips().get(&vip.name_any()).await?,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(Failure::new(format!("{} keeps changing: others write to it all the time", vip.spec.address))
-            .hint("run the command again"))
-    }
-
-    /// The sentence about a port that a Service of this address has already.
-    async fn clash(&self, vip: &VirtualIP, service: &Service) -> Result<Option<String>> {
-        let wanted = service::ports(service);
-        for other in &vip.spec.services {
-            // A Service that is gone, or that may not be read, cannot be compared; the agents report a clash as well.
-            let services = self.cluster.services(&other.namespace);
-            let Ok(Some(theirs)) = present(services.get(&other.name).await) else { continue };
-            if let Some((protocol, port)) = service::ports(&theirs).intersection(&wanted).next() {
-                return Ok(Some(format!(
-                    "{protocol} port {port} of {} belongs to service {other}, so service {} cannot share the address",
-                    vip.spec.address, self.applicant.at
-                )));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Waits for an owner as asked, and prints the result.
-    async fn report(&self, vip: VirtualIP, pool: &str) -> Result<()> {
+    /// Waits for owners as asked, and prints what there is.
+    async fn report(&self, done: Vec<Exposed>, patient: bool) -> Result<()> {
         let change = &self.args.change;
-        if change.dry_run != DryRun::None {
-            match change.output {
-                Some(format) => output::document(&output::bare(&vip), format)?,
-                None => output::line(format!(
-                    "service/{} exposed: {} (pool {pool}){}",
-                    self.applicant.at.name,
-                    vip.spec.address,
-                    change.dry_run.suffix()
-                )),
+        let timeout = self.args.timeout.unwrap_or(if self.args.wait == Some(true) { WAIT } else { LOOK });
+        let deadline = Instant::now() + timeout;
+        let (mut shown, mut late) = (Vec::new(), None);
+        for Exposed { at, mut vip, pool, new } in done {
+            if !new {
+                shown.push((format!("{} (unchanged)", sentence(&at, &vip, &pool)), vip));
+                continue;
             }
-            return Ok(());
+            if change.dry_run != DryRun::None {
+                let (address, suffix) = (&vip.spec.address, change.dry_run.suffix());
+                shown.push((format!("service/{} exposed: {address} (pool {pool}){suffix}", at.name), vip));
+                continue;
+            }
+            let mut missing = None;
+            if patient {
+                (vip, missing) = self.settled(vip, deadline).await?;
+            }
+            if let Some(reason) = missing {
+                let address = &vip.spec.address;
+                if self.args.wait == Some(true) {
+                    let failure = wait::timed_out(&format!("an owner of {address}"), timeout, &reason);
+                    late.get_or_insert(failure);
+                } else {
+                    say(format!("no owner yet: {reason}; see: kubectl vip status {address}"));
+                }
+            }
+            shown.push((sentence(&at, &vip, &pool), vip));
         }
-        let (vip, missing) = self.settled(vip).await?;
         match change.output {
-            Some(format) => output::document(&output::bare(&vip), format)?,
-            None => output::line(sentence(&self.applicant.at, &vip, pool)),
-        }
-        match missing {
-            None => Ok(()),
-            Some((reason, timeout)) if self.args.wait == Some(true) => {
-                Err(wait::timed_out(&format!("an owner of {}", vip.spec.address), timeout, &reason))
+            None => shown.into_iter().for_each(|(line, _)| output::line(line)),
+            Some(format) => {
+                let objects: Vec<VirtualIP> = shown.iter().map(|(_, vip)| output::bare(vip)).collect();
+                match objects.as_slice() {
+                    [] => {}
+                    [one] => output::document(one, format)?,
+                    many => {
+                        output::document(&json!({"apiVersion": "v1", "kind": "List", "items": many}), format)?
+                    }
+                }
             }
-            Some((reason, _)) => {
-                say(format!("no owner yet: {reason}; see: kubectl vip status {}", vip.spec.address));
-                Ok(())
-            }
         }
+        late.map_or(Ok(()), Err)
     }
 
     /// The virtual IP once somebody owns it, or as it was last and why nobody does.
-    async fn settled(&self, vip: VirtualIP) -> Result<(VirtualIP, Option<(String, Duration)>)> {
+    async fn settled(&self, vip: VirtualIP, deadline: Instant) -> Result<(VirtualIP, Option<String>)> {
         if self.args.wait == Some(false) {
             return Ok((vip, None));
         }
-        let timeout = self.args.timeout.unwrap_or(if self.args.wait == Some(true) { WAIT } else { LOOK });
         if self.args.wait.is_none() && self.nodes.as_ref().is_some_and(Vec::is_empty) {
-            return Ok((vip, Some(("no vip-node has reported to the cluster".to_owned(), timeout))));
+            return Ok((vip, Some("no vip-node has reported to the cluster".to_owned())));
         }
         let (vips, name) = (self.cluster.vips(), vip.name_any());
         let mut last = vip;
-        let ended = wait::until(&format!("an owner of {}", last.spec.address), timeout, async || {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ended = wait::until(&format!("an owner of {}", last.spec.address), left, async || {
             last = vips.get(&name).await?;
             Ok(look(&last))
         })
         .await?;
         match ended {
             Ended::Done(()) => Ok((last, None)),
-            Ended::TimedOut(reason) => Ok((last, Some((reason, timeout)))),
+            Ended::TimedOut(reason) => Ok((last, Some(reason))),
         }
+    }
+}
+
+impl Plan {
+    /// What the Service has of a family.
+    fn in_family(&self, family: Family) -> Option<&VirtualIP> {
+        self.there.iter().find(|vip| vip.spec.address.parse().is_ok_and(|ip| Family::of(ip) == family))
+    }
+
+    /// It has an address, and another one was asked for.
+    fn already(&self) -> Failure {
+        let at = &self.applicant.at;
+        let addresses: Vec<&str> = self.there.iter().map(|vip| vip.spec.address.as_str()).collect();
+        Failure::new(format!("service {at} is already exposed at {}", addresses.join(", ")))
+            .hint(format!("kubectl vip unexpose svc/{} -n {}", at.name, at.namespace))
     }
 }
 
@@ -424,6 +371,20 @@ mod tests {
         };
         assert_eq!(reason, "NoCandidate: no node has the subnet");
         assert!(matches!(look(&vip(json!({}))), Look::NotYet(_)));
+    }
+
+    #[test]
+    fn an_address_of_each_family() {
+        let read = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            addresses(&texts).map_err(|failure| failure.to_string())
+        };
+        assert_eq!(read(&["10.0.0.9", "fd87::9"]).unwrap().len(), 2);
+        assert_eq!(
+            read(&["10.0.0.9", "10.0.0.8"]).unwrap_err(),
+            "Error: --ip 10.0.0.9,10.0.0.8: a Service gets one address of each family"
+        );
+        assert!(read(&["10.0.0"]).unwrap_err().starts_with("Error: --ip "));
     }
 
     #[test]

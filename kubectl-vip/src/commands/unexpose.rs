@@ -1,5 +1,7 @@
 //! `unexpose`: takes a Service off its address; the last one gives the address back.
 
+use std::net::IpAddr;
+
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
@@ -15,31 +17,52 @@ use crate::suggest;
 /// Another writer between reading and writing: read again, this often at most.
 const TRIES: usize = 10;
 
-/// Runs the command.
+/// Runs the command. What is named wrongly is told before anything is taken away.
 pub async fn run(cluster: &Cluster, args: &UnexposeArgs) -> Result<()> {
-    match Target::parse(&args.target)? {
-        Target::Service(name) => {
-            let at = ServiceRef { namespace: cluster.namespace.clone(), name };
-            service(cluster, &at, args.dry_run).await
-        }
-        Target::Vip(address) => {
-            let name = name_of(address);
-            let vip = present(cluster.vips().get(&name).await)?.ok_or_else(|| {
-                Failure::new(format!("virtual IP {address} not found")).hint("kubectl vip status -A")
-            })?;
-            release(cluster, &vip, args.dry_run).await?;
-            let services: Vec<String> = vip.spec.services.iter().map(ToString::to_string).collect();
-            let was =
-                if services.is_empty() { String::new() } else { format!(" (was {})", services.join(", ")) };
-            output::line(format!("virtualip/{name} released{was}{}", args.dry_run.suffix()));
-            Ok(())
+    let targets = Target::all(&args.target)?;
+    let vips = cluster.list_vips().await?;
+    let of = |target: &Target| match target {
+        Target::Service(name) => of_service(&vips, cluster, name),
+        Target::Vip(address) => of_address(&vips, *address),
+    };
+    let found: Vec<Vec<VirtualIP>> = targets.iter().map(of).collect::<Result<_>>()?;
+    for (target, vips) in targets.iter().zip(found) {
+        for vip in vips {
+            match target {
+                Target::Service(name) => {
+                    let at = ServiceRef { namespace: cluster.namespace.clone(), name: name.clone() };
+                    let said = take_away(cluster, &vip, &at, args.dry_run).await?;
+                    output::line(format!("service/{name} unexposed: {said}{}", args.dry_run.suffix()));
+                }
+                Target::Vip(_) => {
+                    release(cluster, &vip, args.dry_run).await?;
+                    let services: Vec<String> = vip.spec.services.iter().map(ToString::to_string).collect();
+                    let was = match services.as_slice() {
+                        [] => String::new(),
+                        all => format!(" (was {})", all.join(", ")),
+                    };
+                    output::line(format!(
+                        "virtualip/{} released{was}{}",
+                        vip.name_any(),
+                        args.dry_run.suffix()
+                    ));
+                }
+            }
         }
     }
+    Ok(())
 }
 
-async fn service(cluster: &Cluster, at: &ServiceRef, dry_run: DryRun) -> Result<()> {
-    let vips = cluster.list_vips().await?;
-    let exposed: Vec<&VirtualIP> = vips.iter().filter(|vip| serves(vip, at)).collect();
+fn of_address(vips: &[VirtualIP], address: IpAddr) -> Result<Vec<VirtualIP>> {
+    let vip = vips.iter().find(|vip| vip.name_any() == name_of(address)).ok_or_else(|| {
+        Failure::new(format!("virtual IP {address} not found")).hint("kubectl vip status -A")
+    })?;
+    Ok(vec![vip.clone()])
+}
+
+fn of_service(vips: &[VirtualIP], cluster: &Cluster, name: &str) -> Result<Vec<VirtualIP>> {
+    let at = ServiceRef { namespace: cluster.namespace.clone(), name: name.to_owned() };
+    let exposed: Vec<VirtualIP> = vips.iter().filter(|vip| serves(vip, &at)).cloned().collect();
     if exposed.is_empty() {
         let known = vips.iter().flat_map(|vip| &vip.spec.services).filter(|s| s.namespace == at.namespace);
         return Err(Failure::new(format!(
@@ -47,11 +70,7 @@ async fn service(cluster: &Cluster, at: &ServiceRef, dry_run: DryRun) -> Result<
             suggest::ending(&at.name, known.map(|service| service.name.as_str()))
         )));
     }
-    for vip in exposed {
-        let said = take_away(cluster, vip, at, dry_run).await?;
-        output::line(format!("service/{} unexposed: {said}{}", at.name, dry_run.suffix()));
-    }
-    Ok(())
+    Ok(exposed)
 }
 
 /// Takes the Service off one address, and says what became of the address.

@@ -165,3 +165,59 @@ fn who_may_not_update_a_service_is_refused_by_the_api_server_in_one_sentence() {
     let unexpose = format!("unexpose svc/web -n rights --as bob --as-group {USERS}");
     assert_eq!(said(lab, &unexpose), "service/web unexposed: 10.98.3.1 released\n");
 }
+
+#[test]
+fn several_services_at_once_or_none_of_them() {
+    let (lab, _guard) = installed();
+    namespace(lab, "several", &[("web", 80, "TCP"), ("api", 80, "TCP"), ("dns", 53, "UDP")]);
+    pool(lab, "several", "10.98.24.0/29");
+    let tell = "(pool several, owner <pending>, <pending> backends)";
+    let expose = "-n several --pool several --wait=false";
+    assert_eq!(
+        refused(lab, &format!("expose svc/web svc/apl {expose}")).lines().next().unwrap().split(" (").next(),
+        Some("Error: services \"apl\" not found")
+    );
+    assert_eq!(
+        refused(lab, "unexpose svc/web -n several"),
+        "Error: service several/web has no virtual IP",
+        "it was exposed all the same"
+    );
+    assert_eq!(
+        said(lab, &format!("expose svc/web svc/api {expose}")),
+        format!("service/web exposed: 10.98.24.1 {tell}\nservice/api exposed: 10.98.24.2 {tell}\n")
+    );
+    assert_eq!(
+        said(lab, &format!("expose svc web api dns {expose}")),
+        format!(
+            "service/web exposed: 10.98.24.1 {tell} (unchanged)\nservice/api exposed: 10.98.24.2 {tell} (unchanged)\n\
+             service/dns exposed: 10.98.24.3 {tell}\n"
+        )
+    );
+    let list: Value =
+        serde_json::from_str(&said(lab, &format!("expose svc web dns {expose} -o json"))).unwrap();
+    assert_eq!((list["kind"].as_str(), list["items"].as_array().map(Vec::len)), (Some("List"), Some(2)));
+    assert_eq!(
+        refused(lab, "expose svc/web svc/dns -n several --ip 10.98.24.4"),
+        "Error: several Services have the same address only when they share it\n\
+         hint: --share puts several Services on one address, on different ports"
+    );
+    // What is named wrongly is told before anything is taken away.
+    assert_eq!(
+        refused(lab, "unexpose svc/web svc/dsn -n several"),
+        "Error: service several/dsn has no virtual IP; did you mean \"dns\"?"
+    );
+    assert_eq!(
+        said(lab, "unexpose svc/web svc/dns 10.98.24.2 -n several"),
+        "service/web unexposed: 10.98.24.1 released\nservice/dns unexposed: 10.98.24.3 released\n\
+         virtualip/10.98.24.2 released (was several/api)\n"
+    );
+    assert_eq!(
+        said(lab, "expose svc/web svc/dns -n several --ip 10.98.24.4 --share --wait=false").lines().count(),
+        2
+    );
+    assert_eq!(
+        said(lab, "unexpose svc web dns -n several"),
+        "service/web unexposed: 10.98.24.4 stays with several/dns\nservice/dns unexposed: 10.98.24.4 released\n"
+    );
+    said(lab, "pool delete several");
+}

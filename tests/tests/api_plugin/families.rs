@@ -38,10 +38,36 @@ fn an_ipv6_service_is_exposed_shown_moved_and_taken_off_again() {
     let dry =
         |service: &str| said(lab, &format!("expose svc/{service} -n families --pool families --dry-run"));
     assert_eq!(dry("four"), "service/four exposed: 10.98.15.1 (pool families) (dry run)\n");
+    let six_first = "service/both exposed: fd98::2:1 (pool families) (dry run)\n";
     assert_eq!(
         dry("both"),
-        "service/both exposed: fd98::2:1 (pool families) (dry run)\n",
-        "its first family"
+        format!("{six_first}service/both exposed: 10.98.15.1 (pool families) (dry run)\n")
+    );
+    let four_only = "service/both exposed: 10.98.15.2 (pool families, owner <pending>, <pending> backends)";
+    assert_eq!(
+        said(lab, "expose svc/both -n families --ip 10.98.15.2 --wait=false"),
+        format!("{four_only}\n")
+    );
+    // What is missing is added.
+    assert_eq!(
+        said(lab, "expose svc/both -n families --pool families --wait=false"),
+        format!(
+            "{four_only} (unchanged)\n\
+             service/both exposed: fd98::2:1 (pool families, owner <pending>, <pending> backends)\n"
+        )
+    );
+    assert_eq!(
+        refused(lab, "expose svc/both -n families --ip fd98::2:1,10.98.15.1"),
+        "Error: service families/both is already exposed at 10.98.15.2, fd98::2:1\n\
+         hint: kubectl vip unexpose svc/both -n families"
+    );
+    assert_eq!(
+        said(lab, "unexpose svc/both -n families"),
+        "service/both unexposed: 10.98.15.2 released\nservice/both unexposed: fd98::2:1 released\n"
+    );
+    assert_eq!(
+        said(lab, "expose svc/both -n families --ip fd98::2:1,10.98.15.1 --dry-run").lines().count(),
+        2
     );
     let hint = "hint: in a dual-stack cluster it can have both: kubectl patch service four -n families -p \
                 '{\"spec\":{\"ipFamilyPolicy\":\"PreferDualStack\"}}'";

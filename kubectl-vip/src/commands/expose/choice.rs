@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use vip_core::api::{ForeignRouterStatus, ServiceRef, VIPNode, VIPPool, VirtualIP};
-use vip_core::pool::{AddressSet, choose_virtual_router, next_free, parse_address, used};
+use vip_core::pool::{AddressSet, choose_virtual_router, next_free, used};
 use vip_core::validate::{CheckedPool, check_pools, in_no_pool, pool_of};
 use vip_core::vrrp::Family;
 
@@ -126,13 +126,13 @@ impl World {
             .collect()
     }
 
-    /// The pools from which a Service may draw, in the order in which they are tried, and the family of the address: the
-    /// first of the Service's that these pools have.
+    /// For each family of a Service of which there are addresses, its preferred one first, the pools from which it may
+    /// draw, in the order in which they are tried. There is at least one family.
     pub fn pools_for<'a>(
         &'a self,
         applicant: &Applicant,
         wanted: Option<&str>,
-    ) -> Result<(Family, Vec<&'a CheckedPool>)> {
+    ) -> Result<Vec<(Family, Vec<&'a CheckedPool>)>> {
         let namespace = &applicant.at.namespace;
         if let Some(name) = wanted {
             let raw = pool::named(&self.raw_pools, name)?;
@@ -142,13 +142,14 @@ impl World {
             if !checked.allows(namespace) {
                 return Err(not_for(checked, namespace));
             }
-            let family = applicant.families.iter().find(|family| checked.addresses.has(**family));
-            let Some(family) = family else {
+            let families = applicant.families.iter().filter(|family| checked.addresses.has(**family));
+            let found: Vec<_> = families.map(|family| (*family, vec![checked])).collect();
+            if found.is_empty() {
                 let only = checked.addresses.spans().first().map(|span| word(Family::of(span.first())));
                 let (only, text) = (only.unwrap_or_default(), &checked.text);
                 return Err(applicant.lacks(&format!("pool {name:?} has {only} addresses only ({text})")));
-            };
-            return Ok((*family, vec![checked]));
+            }
+            return Ok(found);
         }
         if self.pools.is_empty() {
             return Err(Failure::new("there is no pool to draw an address from").hint(
@@ -158,17 +159,18 @@ impl World {
         let allowed: Vec<&'a CheckedPool> = self.pools.iter().filter(|pool| pool.allows(namespace)).collect();
         let (automatic, named): (Vec<&'a CheckedPool>, Vec<&'a CheckedPool>) =
             allowed.iter().partition(|pool| pool.auto_assign);
-        let with = |pools: &[&'a CheckedPool]| {
-            applicant.families.iter().find_map(|family| {
-                let pools: Vec<_> =
-                    pools.iter().copied().filter(|pool| pool.addresses.has(*family)).collect();
-                (!pools.is_empty()).then_some((*family, pools))
-            })
+        let with = |pools: &[&'a CheckedPool]| -> Vec<(Family, Vec<&'a CheckedPool>)> {
+            let of = |family: Family| {
+                pools.iter().copied().filter(move |pool| pool.addresses.has(family)).collect()
+            };
+            let all = applicant.families.iter().map(|family| (*family, of(*family)));
+            all.filter(|(_, pools): &(Family, Vec<_>)| !pools.is_empty()).collect()
         };
-        if let Some(found) = with(&automatic) {
+        let found = with(&automatic);
+        if !found.is_empty() {
             return Ok(found);
         }
-        if let Some((family, named)) = with(&named) {
+        if let Some((family, named)) = with(&named).into_iter().next() {
             let what = if automatic.is_empty() {
                 "addresses".to_owned()
             } else {
@@ -186,6 +188,19 @@ impl World {
         }
         let pools: Vec<String> = allowed.iter().map(|pool| format!("{}: {}", pool.name, pool.text)).collect();
         Err(applicant.lacks(&format!("no pool has {} addresses ({})", applicant.words(), pools.join("; "))))
+    }
+
+    /// The pools from which a Service may draw an address of a family.
+    pub fn pools_of<'a>(
+        &'a self,
+        applicant: &Applicant,
+        wanted: Option<&str>,
+        family: Family,
+    ) -> Result<Vec<&'a CheckedPool>> {
+        let found = self.pools_for(applicant, wanted)?.into_iter().find(|(other, _)| *other == family);
+        found
+            .map(|(_, pools)| pools)
+            .ok_or_else(|| Failure::new(format!("no pool has {} addresses", word(family))))
     }
 
     /// The first address of this family that is free in these pools, in the order in which they are tried.
@@ -225,21 +240,20 @@ impl World {
     }
 
     /// The pool of a named address, or why the Service cannot have it.
-    pub fn pool_of_ip(&self, text: &str, applicant: &Applicant) -> Result<(IpAddr, &CheckedPool)> {
-        let address = parse_address(text).map_err(|error| Failure::new(format!("--ip {error}")))?;
+    pub fn pool_of_ip(&self, address: IpAddr, applicant: &Applicant) -> Result<&CheckedPool> {
         let family = Family::of(address);
         if !applicant.families.contains(&family) {
             return Err(applicant.lacks(&format!("{address} is an {} address", word(family))));
         }
         let Some(pool) = pool_of(&self.pools, address) else {
             let alike = Applicant { families: vec![family], ..applicant.clone() };
-            let next = self.pools_for(&alike, None).ok();
-            let next = next.and_then(|(family, pools)| self.free(family, &pools, &self.taken()));
+            let next = self.pools_of(&alike, None, family).ok();
+            let next = next.and_then(|pools| self.free(family, &pools, &self.taken()));
             let next = next.map_or_else(String::new, |(_, address)| format!("; next free: {address}"));
             return Err(Failure::new(format!("{}{next}", in_no_pool(&self.pools, address))));
         };
         match pool.allows(&applicant.at.namespace) {
-            true => Ok((address, pool)),
+            true => Ok(pool),
             false => Err(not_for(pool, &applicant.at.namespace)),
         }
     }
@@ -357,6 +371,10 @@ mod tests {
         applicant("bank", &[Family::V4])
     }
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
     fn now() -> Timestamp {
         "2026-01-01T00:00:10Z".parse().unwrap()
     }
@@ -368,7 +386,7 @@ mod tests {
     #[test]
     fn the_lowest_free_address_of_an_automatic_pool() {
         let world = world(&["192.168.10.241"]);
-        let (family, pools) = world.pools_for(&shop(), None).unwrap();
+        let (family, pools) = world.pools_for(&shop(), None).unwrap().swap_remove(0);
         let taken = world.taken();
         let (pool, address) = world.free(family, &pools, &taken).unwrap();
         assert_eq!((pool.name.as_str(), address.to_string()), ("lab", "192.168.10.242".to_owned()));
@@ -448,7 +466,7 @@ mod tests {
         );
         assert!(sentence(world.pools_for(&shop(), Some("lba"))).contains(r#"did you mean "lab"?"#));
         assert!(sentence(world.pools_for(&shop(), Some("old"))).contains("a range goes upwards"));
-        assert_eq!(world.pools_for(&bank(), Some("edge")).unwrap().1.len(), 1);
+        assert_eq!(world.pools_for(&bank(), Some("edge")).unwrap()[0].1.len(), 1);
         let none = World::new(Vec::new(), Vec::new(), &[], now());
         assert!(sentence(none.pools_for(&shop(), None)).contains("there is no pool"));
         let mut only = draft("edge", &["10.0.0.1".to_owned()], VirtualRouterRange { first: 1, count: 1 });
@@ -460,7 +478,7 @@ mod tests {
     #[test]
     fn a_full_pool_says_what_would_help() {
         let world = world(&["192.168.10.241", "192.168.10.242"]);
-        let (family, pools) = world.pools_for(&bank(), None).unwrap();
+        let (family, pools) = world.pools_for(&bank(), None).unwrap().swap_remove(0);
         let taken = world.taken();
         assert!(world.free(family, &pools, &taken).is_none());
         assert_eq!(
@@ -479,15 +497,11 @@ mod tests {
     fn named_addresses() {
         let world = world(&["192.168.10.241"]);
         assert_eq!(
-            sentence(world.pool_of_ip("172.16.0.9", &shop())),
+            sentence(world.pool_of_ip(ip("172.16.0.9"), &shop())),
             "Error: 172.16.0.9 is in no pool (edge: 10.0.0.1-10.0.0.4; lab: 192.168.10.240/30); next free: 192.168.10.242"
         );
-        assert!(sentence(world.pool_of_ip("10.0.0.1", &shop())).contains("not for namespace"));
-        assert_eq!(
-            sentence(world.pool_of_ip("10.0.0", &shop())),
-            r#"Error: --ip "10.0.0": not an IP address"#
-        );
-        assert_eq!(world.pool_of_ip("10.0.0.1", &bank()).unwrap().1.name, "edge");
+        assert!(sentence(world.pool_of_ip(ip("10.0.0.1"), &shop())).contains("not for namespace"));
+        assert_eq!(world.pool_of_ip(ip("10.0.0.1"), &bank()).unwrap().name, "edge");
     }
 
     const HINT: &str = "hint: in a dual-stack cluster it can have both: kubectl patch service web -n shop -p \
@@ -510,13 +524,16 @@ mod tests {
         use Family::{V4, V6};
         let world = families(&["fd87::2:0", "10.0.0.1"]);
         let drawn = |families: &[Family], pool| {
-            let (family, pools) = world.pools_for(&applicant("shop", families), pool).unwrap();
+            let (family, pools) = world.pools_for(&applicant("shop", families), pool).unwrap().swap_remove(0);
             world
                 .free(family, &pools, &world.taken())
                 .map(|(pool, address)| format!("{} {address}", pool.name))
         };
         assert_eq!(drawn(&[V4], None).unwrap(), "four 10.9.0.1");
         assert_eq!(drawn(&[V6], None).unwrap(), "six fd87::2:1");
+        let both = applicant("shop", &[V4, V6]);
+        let families = world.pools_for(&both, None).unwrap().into_iter().map(|(family, _)| family);
+        assert_eq!(families.collect::<Vec<_>>(), [V4, V6], "an address of each");
         assert_eq!(drawn(&[V4, V6], None).unwrap(), "four 10.9.0.1");
         assert_eq!(drawn(&[V6, V4], None).unwrap(), "six fd87::2:1");
         assert_eq!(drawn(&[V6, V4], Some("four")).unwrap(), "four 10.9.0.1", "what the pool has");
@@ -527,7 +544,8 @@ mod tests {
             None,
             "no other family than asked for because one is full"
         );
-        let (family, pools) = world.pools_for(&applicant("shop", &[V4]), Some("both")).unwrap();
+        let (family, pools) =
+            world.pools_for(&applicant("shop", &[V4]), Some("both")).unwrap().swap_remove(0);
         assert_eq!(
             world.exhausted(family, &pools, "shop", &world.taken()).to_string(),
             "Error: pool \"both\": 0 of 1 IPv4 addresses free\nhint: kubectl vip pool set both --add RANGE, or --pool four"
@@ -545,11 +563,11 @@ mod tests {
             )
         );
         assert_eq!(
-            sentence(world.pool_of_ip("fd87::2:50", &four)),
+            sentence(world.pool_of_ip(ip("fd87::2:50"), &four)),
             format!("Error: service shop/web is IPv4 only, and fd87::2:50 is an IPv6 address\n{HINT}")
         );
-        assert_eq!(world.pool_of_ip("fd87::2:50", &six).unwrap().1.name, "six");
-        assert!(sentence(world.pool_of_ip("fd87::9", &six)).ends_with("; next free: fd87::2:0"));
+        assert_eq!(world.pool_of_ip(ip("fd87::2:50"), &six).unwrap().name, "six");
+        assert!(sentence(world.pool_of_ip(ip("fd87::9"), &six)).ends_with("; next free: fd87::2:0"));
         world.pools.retain(|pool| pool.name != "six");
         assert_eq!(
             sentence(world.pools_for(&six, None)),
