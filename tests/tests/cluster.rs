@@ -48,20 +48,26 @@ const SOON: Duration = Duration::from_secs(60);
 /// Held for writing by tests that have the lab for themselves, for reading by all others.
 static LAB: RwLock<()> = RwLock::new(());
 
+/// What is not ours on each node, as it was before the product came.
+static PLANTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// The lab with the product installed, if need be, and beside it what is not ours on every node.
 fn installed() -> Result<&'static Lab> {
-    static PLANTED: Mutex<bool> = Mutex::new(false);
     let lab = lab::cluster()?;
     let mut planted = PLANTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*planted {
-        lab.each_node(|node| neighbours::plant(&node))?;
-        *planted = true;
+    if planted.is_empty() {
+        *planted =
+            lab.each_node(|node| neighbours::plant(&node).and_then(|()| neighbours::foreign(&node)))?;
     }
     let there = lab.kubectl(["get", "daemonset", "vip-node", "-n", "kubectl-vip"])?.success();
     if !there {
         lab.kubectl_for(Duration::from_secs(300), ["vip", "install", "--pool", POOL])?.ok()?;
     }
     Ok(lab)
+}
+
+fn planted() -> Vec<String> {
+    PLANTED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Three pods, one on each node, that all tests share: starting pods is what takes longest.

@@ -290,7 +290,7 @@ impl Expose<'_> {
 impl Plan {
     /// What the Service has of a family.
     fn in_family(&self, family: Family) -> Option<&VirtualIP> {
-        self.there.iter().find(|vip| vip.spec.address.parse().is_ok_and(|ip| Family::of(ip) == family))
+        self.there.iter().find(|vip| is_of(vip, family))
     }
 
     /// It has an address, and another one was asked for.
@@ -300,6 +300,10 @@ impl Plan {
         Failure::new(format!("service {at} is already exposed at {}", addresses.join(", ")))
             .hint(format!("kubectl vip unexpose svc/{} -n {}", at.name, at.namespace))
     }
+}
+
+fn is_of(vip: &VirtualIP, family: Family) -> bool {
+    vip.spec.address.parse().is_ok_and(|address| Family::of(address) == family)
 }
 
 /// Whether somebody owns and announces the address, or why not.

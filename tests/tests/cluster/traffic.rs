@@ -23,7 +23,7 @@ fn ask_from_node(lab: &Lab, node: u8, vip: Ipv4Addr) -> Result<[BTreeSet<String>
     let names = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
     // One process, and a connection for each.
     let tcp = format!(
-        "curl -sS -m 20 -H 'Connection: close' -w '\\n' {}",
+        "curl -sS -m 5 -H 'Connection: close' -w '\\n' {}",
         format!("http://{vip}/hostname ").repeat(9)
     );
     let udp = format!(

@@ -5,7 +5,7 @@ use std::{net::Ipv6Addr, time::Duration};
 use anyhow::ensure;
 use lab::product;
 
-use super::{Exposed, NAMESPACE, SOON, check_alone, installed, neighbours, web};
+use super::{Exposed, NAMESPACE, SOON, check_alone, installed, neighbours, planted, web};
 
 #[test]
 fn a_whole_life_leaves_what_is_foreign_alone_and_nothing_of_ours_behind() {
@@ -23,8 +23,10 @@ fn a_whole_life_leaves_what_is_foreign_alone_and_nothing_of_ours_behind() {
             "IPv6 is overlooked"
         );
         lab.kubectl_for(Duration::from_secs(180), ["vip", "uninstall", "--yes"])?.ok()?;
+        let after = lab.each_node(|node| neighbours::foreign(&node))?;
+        let before = planted();
+        ensure!(before == after, "foreign things changed: {before:?} -> {after:?}");
         lab.each_node(|node| {
-            neighbours::unharmed(&node)?;
             neighbours::uproot(&node)?;
             let left = product::leftovers(&node)?;
             ensure!(left.is_empty(), "left on {}: {left:?}", node.name());

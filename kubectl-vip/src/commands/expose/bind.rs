@@ -12,9 +12,9 @@ use vip_core::api::{PLUGIN_MANAGER, VirtualIP, VirtualIPSpec, name_of};
 use vip_core::validate::{CheckedPool, MAX_SERVICES};
 use vip_core::vrrp::Family;
 
-use super::Expose;
 use super::choice::{Applicant, World, belongs};
 use super::service;
+use super::{Expose, is_of};
 use crate::cli::DryRun;
 use crate::cluster::{is_conflict, present};
 use crate::exit::{Failure, Result};
@@ -95,7 +95,7 @@ impl Expose<'_> {
         let world = &self.world;
         let pools = world.pools_of(applicant, self.args.pool.as_deref(), family)?;
         for vip in &world.vips {
-            let ours = vip.spec.address.parse().is_ok_and(|address| Family::of(address) == family)
+            let ours = is_of(vip, family)
                 && !vip.spec.services.is_empty()
                 && vip.spec.services.len() < MAX_SERVICES
                 && vip.spec.services.iter().all(|s| s.namespace == applicant.at.namespace);
