@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::Ipv6Addr, time::Duration};
 
 use anyhow::{Result, ensure};
-use lab::{Lab, product};
+use lab::{Lab, command, product};
 
 use super::{NAMESPACE, SOON, check_alone, installed, web};
 
@@ -57,10 +57,15 @@ fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
         let (tcp, udp) = (ask(&url)?, ask(&format!("udp://[{vip}]:81/hostname"))?);
         ensure!(tcp == pods && udp == pods, "of {pods:?}, TCP reached {tcp:?}, and UDP {udp:?}");
         for node in lab.nodes() {
-            let asked =
-                node.exec(&format!("for i in 1 2 3 4 5 6; do curl -sS -m 5 '{url}'; echo; done"))?.ok()?;
-            let reached: BTreeSet<String> = asked.stdout.split_whitespace().map(str::to_owned).collect();
-            ensure!(reached == pods, "{} reached {reached:?} of {pods:?}", node.name());
+            let mut reached = BTreeSet::new();
+            command::until(&format!("all pods answer {}", node.name()), SOON, || {
+                let asked = node
+                    .exec(&format!("for i in 1 2 3 4 5 6; do curl -sS -m 5 '{url}'; echo; done"))?
+                    .ok()?;
+                reached.extend(asked.stdout.split_whitespace().map(str::to_owned));
+                ensure!(reached == pods, "reached {reached:?} of {pods:?}");
+                Ok(Some(()))
+            })?;
         }
         ensure!(lab.client().tcp_refused((vip, 10250).into())?, "the kubelet answers at the virtual IP");
 

@@ -24,7 +24,7 @@ const SENTINEL: Duration = Duration::from_millis(100);
 /// How often everything is compared, for what the sentinel cannot see.
 const AUDIT: Duration = Duration::from_secs(10);
 /// First and longest pause after a failure.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
 /// Steps between two looks at whether something newer is desired: some 20 ms, or a second where the kernel is slow because
 /// its table was flushed.
@@ -192,7 +192,7 @@ impl<D: Dataplane> Worker<D> {
                 audit = Instant::now() + AUDIT;
                 self.audit();
                 work = true;
-            } else if !work && again.is_none() && self.is_lost() {
+            } else if !work && self.is_lost() {
                 info!("entries of ours are gone from the kernel, putting them back");
                 self.mirror = None;
                 work = true;
@@ -210,11 +210,10 @@ impl<D: Dataplane> Worker<D> {
         }
     }
 
-    /// Whether one of our entries is missing. Any error counts: the full look that follows will say more.
+    /// Whether one of our entries is missing. Any error counts: the full look that follows will say more. Asked of what
+    /// was there last, also while something else waits to be tried again.
     fn is_lost(&mut self) -> bool {
-        let Some(key) = self.mirror.as_ref().and_then(|mirror| mirror.ledger.first().copied()) else {
-            return false;
-        };
+        let Some(key) = self.publish.borrow().present.first().copied() else { return false };
         !matches!(self.dataplane.sentinel(&key), Ok(true))
     }
 
@@ -535,6 +534,8 @@ mod tests {
         programmer.desire(1, wanted);
         let state = wait(&programmer, |s| s.generation == Some(1));
         assert!(state.serves(&[key(80)]) && !state.serves(&[key(81)]));
+        kernel.meddle(|tables| tables.services.clear());
+        until(|| kernel.tables().services.contains_key(&key(80)));
         kernel.refuse(key(81), false);
         wait(&programmer, |s| s.serves(&[key(81)]));
     }
