@@ -136,6 +136,10 @@ pub struct Connection {
     #[arg(long, global = true, value_name = "DURATION", value_parser = duration, help_heading = CONNECTION,
           hide_short_help = true)]
     pub request_timeout: Option<Duration>,
+    /// How much to tell on stderr: from 6 on, every request to the API server
+    #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", default_value_t = 0, hide_default_value = true,
+          help_heading = CONNECTION, hide_short_help = true)]
+    pub verbosity: u8,
 }
 
 /// `--dry-run`.

@@ -4,6 +4,7 @@
 
 mod config;
 mod proxy;
+mod trace;
 
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ListParams, Patch, PatchParams};
+use kube::client::ClientBuilder;
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource, ResourceExt};
+use tower_layer::layer_fn;
 use vip_core::api::{
     DAEMONSET, PLUGIN_MANAGER, SILENT_AFTER_SECONDS, ServiceRef, VIPNode, VIPPool, VirtualIP,
 };
@@ -23,6 +26,7 @@ use crate::exit::{Failure, Result, is_missing_resource};
 use crate::suggest;
 
 pub use self::config::names;
+use self::trace::Traced;
 
 /// A connection to a cluster.
 pub struct Cluster {
@@ -45,9 +49,12 @@ impl Cluster {
         let server = source.config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let namespace =
             connection.namespace.clone().unwrap_or_else(|| source.config.default_namespace.clone());
-        let client = Client::try_from(source.config).map_err(|error| {
-            Failure::new(format!("cannot connect to {server}: {}", config::chain(&error)))
-        })?;
+        let told = connection.verbosity >= trace::REQUESTS;
+        let traced = layer_fn(|inner| Traced { inner, server: server.clone(), told });
+        let client = ClientBuilder::try_from(source.config)
+            .map_err(|error| Failure::new(format!("cannot connect to {server}: {}", config::chain(&error))))?
+            .with_layer(&traced)
+            .build();
         Ok(Self {
             client,
             context: source.context,

@@ -175,6 +175,8 @@ mod tests {
         assert_eq!(offered("expose svc/web --scheduler w").0, ["wrr", "wlc"]);
         assert_eq!(offered("completion z").0, ["zsh"]);
         assert_eq!(offered("status --kubeconfig "), (Vec::new(), Directive::Files));
+        assert_eq!(offered("explain VIP40").0.first().map(String::as_str), Some("VIP401"));
+        assert_eq!(offered("install --skip-checks VIP301,VIP302").0, ["VIP301,VIP302"]);
         assert_eq!(offered("install --wait=").0, ["--wait=true", "--wait=false"]);
     }
 

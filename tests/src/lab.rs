@@ -439,7 +439,12 @@ impl Node<'_> {
 
     /// Runs a shell command in the node's network, mount and host name namespaces, for a minute at most.
     pub fn exec(&self, command: &str) -> Result<Output> {
-        self.lab.machine().exec(Some(self.number), command, command::LIMIT, |_, _| {})
+        self.exec_for(command, command::LIMIT)
+    }
+
+    /// The same for so long at most.
+    pub fn exec_for(&self, command: &str, limit: Duration) -> Result<Output> {
+        self.lab.machine().exec(Some(self.number), command, limit, |_, _| {})
     }
 }
 

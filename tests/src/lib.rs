@@ -17,6 +17,7 @@
 //! Tests that need less use [`Segment`] (hosts joined by a bridge, on this machine's own kernel) or
 //! [`netns::in_new_netns`] (one empty namespace for one closure).
 
+mod agent;
 pub mod arp;
 pub mod binaries;
 pub mod client;
@@ -36,6 +37,7 @@ mod lan;
 pub mod memory;
 pub mod netns;
 pub mod paths;
+pub mod pictures;
 mod pki;
 pub mod product;
 pub mod runner;
@@ -43,11 +45,14 @@ mod segment;
 mod server;
 pub mod setup;
 mod store;
+mod terminal;
 mod vm;
 pub mod workload;
 
+pub use agent::Agent;
 pub use client::{Client, Report, Response, Watch};
 pub use command::Output;
 pub use lab::{Lab, Node, Parts, VmHandle, api, cluster, down_all};
 pub use segment::{Cutter, Host, Segment};
 pub use server::Server;
+pub use terminal::Terminal;

@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, krew, product, runner, setup};
+use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, krew, pictures, product, runner, setup};
 
 /// A three-node Kubernetes cluster on this machine, and the tests that run in it.
 #[derive(Parser)]
@@ -59,6 +59,8 @@ enum Verb {
     },
     /// Tell the product's story on a cluster of its own, every step checked
     Demo,
+    /// Draw the pictures of the documentation from what the commands say on a cluster
+    Pictures,
     /// Run the tests, all tiers or some
     Test(runner::Options),
     /// The first process in the machine
@@ -116,6 +118,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)));
         }
         Verb::Demo => demo::run()?,
+        Verb::Pictures => pictures::run()?,
         Verb::Test(options) => return runner::run(&options),
         Verb::GuestInit { command } => guest::run_init(&command)?,
         Verb::Guest(options) => guest::run(&options)?,

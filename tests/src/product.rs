@@ -158,6 +158,12 @@ pub fn wait_status_owner(lab: &Lab, vip: impl Into<IpAddr>, node: &str, limit: D
     })
 }
 
+/// Waits until every pod of the product runs its newest version and is ready.
+pub fn wait_rollout(lab: &Lab) -> Result<()> {
+    let status = ["rollout", "status", "-n", "kubectl-vip", "daemonset/vip-node", "--timeout=280s"];
+    lab.kubectl_for(Duration::from_secs(290), status)?.ok().map(drop)
+}
+
 /// Waits until the status of a virtual IP counts that many backends, all ready.
 pub fn wait_backends(lab: &Lab, vip: impl Into<IpAddr>, count: u32, limit: Duration) -> Result<()> {
     let vip = vip.into();

@@ -149,10 +149,16 @@ impl Tier {
                 // Agents are for labs of their own, one after another: they stop the API server, and nodes that others played
                 // would be their peers. One test of theirs takes as long as all others.
                 let longest = "whatever_is_killed";
-                // Those that install and upgrade want to be alone, so they have a lab too.
+                // Those that install and uninstall want to be alone, so they have a lab too.
+                let alone = ["install::", "upgrade::", "interrupted::"];
+                let others: Vec<&str> = ["--test-threads=4"]
+                    .into_iter()
+                    .chain(alone.iter().flat_map(|name| ["--skip", name]))
+                    .collect();
+                let alone: Vec<&str> = ["--test-threads=1"].into_iter().chain(alone).collect();
                 self.beside_each_other(&[
-                    (&objects, &["--test-threads=4", "--skip", "install::", "--skip", "upgrade::"]),
-                    (&plugin, &["--test-threads=1", "install::", "upgrade::"]),
+                    (&objects, &others),
+                    (&plugin, &alone),
                     (&agents, &["--test-threads=1", "--skip", longest]),
                     (&agents, &["--test-threads=1", longest]),
                 ])

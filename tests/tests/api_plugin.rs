@@ -19,6 +19,8 @@ mod families;
 mod import;
 #[path = "api_plugin/install.rs"]
 mod install;
+#[path = "api_plugin/interrupted.rs"]
+mod interrupted;
 #[path = "api_plugin/krew.rs"]
 mod krew;
 #[path = "api_plugin/mistakes.rs"]

@@ -2,12 +2,16 @@
 //! but that there was something to measure.
 //!
 //! `BENCH=full` measures every fault at every interval and size, `BENCH_RUNS=n` changes how often; sections can be chosen:
-//! `cargo test --package lab --test bench -- outages faults loss lateness cluster`.
+//! `cargo test --package lab --test bench -- outages faults loss lateness plugin dataplane cluster`.
 
 #[path = "bench/adverts.rs"]
 mod adverts;
+#[path = "bench/cluster.rs"]
+mod cluster;
 #[path = "bench/contender.rs"]
 mod contender;
+#[path = "bench/dataplane.rs"]
+mod dataplane;
 #[path = "agents/faults.rs"]
 #[allow(dead_code, reason = "the tests of the api tier use more of it")]
 mod faults;
@@ -18,6 +22,8 @@ mod lateness;
 mod node;
 #[path = "bench/outage.rs"]
 mod outage;
+#[path = "bench/plugin.rs"]
+mod plugin;
 #[path = "bench/probe.rs"]
 mod probe;
 #[path = "agents/scene.rs"]
@@ -30,8 +36,7 @@ mod timeline;
 mod vrrp;
 
 use std::{
-    collections::BTreeMap,
-    env, fs,
+    env,
     net::Ipv4Addr,
     path::PathBuf,
     thread,
@@ -39,7 +44,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Lab, Parts, Segment, image, interrupt, paths, product, workload::Workload};
+use lab::{Lab, Parts, Segment, interrupt, paths, product};
 
 use timeline::{Timeline, Trouble};
 
@@ -50,20 +55,29 @@ const RUNS: u32 = 10;
 type Section = (&'static str, fn() -> Result<()>);
 
 /// What can be measured.
-const SECTIONS: [Section; 5] = [
+const SECTIONS: [Section; 7] = [
     ("outages", outages),
     ("faults", process_faults),
     ("loss", loss),
     ("lateness", lateness::measure),
-    ("cluster", cluster),
+    ("plugin", plugin::measure),
+    ("dataplane", dataplane::measure),
+    ("cluster", cluster::measure),
 ];
 
 fn main() -> Result<()> {
+    let words: Vec<String> = env::args().skip(1).collect();
+    if let Some((dataplane::INSIDE, rest)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return dataplane::run(rest);
+    }
+    if words == [cluster::WATCH] {
+        return cluster::watch();
+    }
     interrupt::on_interrupt(|| {
         Segment::remove_all();
         let _ = Lab::remove("bench");
     })?;
-    let wanted: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted: Vec<String> = words.into_iter().filter(|word| !word.starts_with('-')).collect();
     if let Some(unknown) = wanted.iter().find(|word| SECTIONS.iter().all(|(name, _)| name != word)) {
         bail!("{unknown}: no such section; there are {}", SECTIONS.map(|(name, _)| name).join(", "));
     }
@@ -133,67 +147,12 @@ fn loss() -> Result<()> {
     })
 }
 
-/// What needs a cluster, and the size of the image.
-fn cluster() -> Result<()> {
-    size()?;
-    let lab = Lab::up("bench", Parts::Cluster)?;
-    let measured = memory(&lab);
-    if measured.is_err() {
-        product::collect_logs(&lab);
-    }
-    lab.down()?;
-    measured
-}
-
-/// The agent as it is in the image.
+/// The agent as it is in the image; in the lab's machine it is beside this program.
 fn program() -> PathBuf {
-    paths::target().join("image/x86_64-unknown-linux-gnu/release/vip-node")
-}
-
-fn size() -> Result<()> {
-    let archive = image::product_archive();
-    let bytes =
-        fs::metadata(&archive).with_context(|| format!("no {}: make image", archive.display()))?.len();
-    println!("image of vip-node: {:.2} MB", bytes as f64 / 1e6);
-    Ok(())
-}
-
-/// Resident memory of each process on each node with one virtual IP, and of kube-proxy beside them.
-fn memory(lab: &Lab) -> Result<()> {
-    let _web = Workload::deploy(lab, "bench", "web", 3)?;
-    lab.kubectl_for(Duration::from_secs(300), ["vip", "install", "--pool", "lab=10.87.2.50-10.87.2.59"])?
-        .ok()?;
-    lab.kubectl(["vip", "expose", "svc/web", "-n", "bench"])?.ok()?;
-    let vip = product::address_of(lab, "bench", "web")?;
-    let owner = product::wait_one_owner(lab, vip, Duration::from_secs(30))?;
-    let settled = Instant::now() + Duration::from_secs(20);
-    thread::sleep(settled.saturating_duration_since(Instant::now()));
-    println!("resident memory with one virtual IP, MB:");
-    for node in lab.nodes() {
-        let look = "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x 'vip-node|kube-proxy'); do \
-            [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] && echo $(tr '\\0' ' ' < /proc/$p/cmdline | cut -d' ' -f1-2) $(grep VmRSS /proc/$p/status); done; true";
-        let text = node.exec(look)?.ok()?.stdout;
-        let mut sizes = BTreeMap::new();
-        for line in text.lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let name = ["vrrp", "agent", "kube-proxy"]
-                .into_iter()
-                .find(|name| words.iter().take(2).any(|word| word.ends_with(name)));
-            let kilobytes = words.iter().rev().find_map(|word| word.parse::<f64>().ok());
-            if let (Some(name), Some(kilobytes)) = (name, kilobytes) {
-                sizes.insert(name, kilobytes / 1024.0);
-            }
-        }
-        let size = |name: &str| {
-            sizes.get(name).copied().with_context(|| format!("no {name} on {}: {text}", node.name()))
-        };
-        let (vrrp, agent, proxy) = (size("vrrp")?, size("agent")?, size("kube-proxy")?);
-        let role = if node.number() == owner.number { "owner" } else { "standby" };
-        println!(
-            "  {} ({role:7})  vrrp {vrrp:5.1}   agent {agent:5.1}   kube-proxy {proxy:5.1}   ratio of both to kube-proxy {:.2}",
-            node.name(),
-            (vrrp + agent) / proxy
-        );
+    let beside = env::current_exe().map(|exe| exe.with_file_name("vip-node")).unwrap_or_default();
+    if beside.exists() {
+        beside
+    } else {
+        paths::target().join("image/x86_64-unknown-linux-gnu/release/vip-node")
     }
-    Ok(())
 }

@@ -14,6 +14,7 @@ use super::line::Line;
 use super::{Candidate, Directive};
 use crate::cli::{Cli, help};
 use crate::cluster::{self, Cluster};
+use crate::codes;
 use crate::exit::{Failure, Result};
 
 /// How long somebody waits at the prompt before the cluster is given up.
@@ -54,6 +55,9 @@ pub async fn of(line: &Line<'_>, argument: &Arg, current: &str, before: &str) ->
 fn fixed(argument: &Arg, named: &str) -> Vec<Candidate> {
     if argument.get_id() == "scheduler" {
         return Scheduler::ALL.iter().map(|scheduler| Candidate::new(scheduler.as_str(), "")).collect();
+    }
+    if matches!(named, "CODE" | "CODE[,...]") {
+        return codes::all().map(|code| Candidate::new(code.id, code.title)).collect();
     }
     if named == "BOOL" {
         return ["true", "false"].map(|word| Candidate::new(word, "")).to_vec();

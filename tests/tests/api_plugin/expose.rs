@@ -52,6 +52,19 @@ fn fifty_at_once_get_fifty_addresses_and_one_more_is_told() {
 }
 
 #[test]
+fn requests_are_shown_as_kubectl_shows_them_and_are_few() {
+    let (lab, _guard) = installed();
+    namespace(lab, "few", &[("web", 80, "TCP")]);
+    pool(lab, "few", "10.98.26.0/30");
+    let output = vip(lab, "expose svc/web -n few --pool few --wait=false -v 6").and_then(Output::ok).unwrap();
+    let requests: Vec<&str> = output.stderr.lines().filter(|line| line.ends_with(" milliseconds")).collect();
+    assert!((2..=6).contains(&requests.len()), "{requests:#?}");
+    assert!(requests[0].starts_with("GET https://") && requests[0].contains(" 200 OK in "), "{requests:#?}");
+    let quiet = vip(lab, "expose svc/web -n few -v 5").and_then(Output::ok).unwrap();
+    assert!(!quiet.stderr.contains(" milliseconds"), "{quiet:#?}");
+}
+
+#[test]
 fn an_address_is_drawn_shown_and_given_back() {
     let (lab, _guard) = installed();
     namespace(lab, "draw", &[("web", 80, "TCP"), ("api", 80, "TCP")]);

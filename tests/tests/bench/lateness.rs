@@ -97,7 +97,7 @@ impl Load {
         }
         thread::sleep(Duration::from_secs(1));
         let ear = Ear::open(segment.host(4))?;
-        let quiet = Lateness::of(&listen(&ear, QUIET)?, &segment)?;
+        let quiet = Lateness::of(&listen(&ear, after(QUIET))?, &segment)?;
         let hogs = Hogs::start()?;
         let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
         let (heard, bare) = thread::scope(|scope| -> Result<(Vec<Heard>, Duration)> {
@@ -119,7 +119,7 @@ impl Load {
                 }
                 Ok(())
             });
-            let heard = listen(&ear, STRESS);
+            let heard = listen(&ear, after(STRESS));
             done.store(true, Ordering::Relaxed);
             orders.join().ok().context("the orders ended badly")??;
             Ok((heard?, sleeper.join().ok().context("the sleeper ended badly")?))
@@ -168,20 +168,26 @@ impl Load {
     }
 }
 
-fn listen(ear: &Ear, lasting: Duration) -> Result<Vec<Heard>> {
-    let (start, end) = (Instant::now(), Instant::now() + lasting);
+/// What comes in until it is over.
+pub fn listen(ear: &Ear, over: impl Fn() -> bool) -> Result<Vec<Heard>> {
+    let start = Instant::now();
     let mut heard = Vec::new();
-    while let Some(advert) = ear.hear(end)? {
+    while !over() {
+        let advert = ear.hear(Instant::now() + Duration::from_millis(200))?;
         // What came before is still queued.
-        if crate::adverts::age(advert.at) <= start.elapsed() {
-            heard.push(advert);
-        }
+        heard.extend(advert.filter(|advert| crate::adverts::age(advert.at) <= start.elapsed()));
     }
     Ok(heard)
 }
 
+/// As a condition to end: so much time has passed.
+fn after(lasting: Duration) -> impl Fn() -> bool {
+    let end = Instant::now() + lasting;
+    move || Instant::now() >= end
+}
+
 /// How late the owner's adverts were, and those of others.
-struct Lateness {
+pub struct Lateness {
     adverts: usize,
     largest: Duration,
     /// Of a hundred, one is later.
@@ -190,7 +196,7 @@ struct Lateness {
 }
 
 impl Lateness {
-    fn of(heard: &[Heard], segment: &Segment) -> Result<Self> {
+    pub fn of(heard: &[Heard], segment: &Segment) -> Result<Self> {
         let owner = segment.host(1).address();
         let interval = config(1, &[]).interval;
         let mut times: BTreeMap<u8, Vec<Duration>> = BTreeMap::new();
@@ -225,7 +231,7 @@ impl std::fmt::Display for Lateness {
 }
 
 /// How late the machine wakes a thread that does nothing else: the baseline.
-fn oversleep(done: &AtomicBool) -> Duration {
+pub fn oversleep(done: &AtomicBool) -> Duration {
     let interval = config(1, &[]).interval;
     let mut largest = Duration::ZERO;
     while !done.load(Ordering::Relaxed) {

@@ -1,0 +1,79 @@
+//! The agent of a node in its pod: killed, and started again by the kubelet.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Lab, Node, command};
+
+/// How long the kubelet may take to start a container again: from the second end on it waits, longer each time.
+const RESTART: Duration = Duration::from_secs(300);
+/// How long anything else may take.
+const SOON: Duration = Duration::from_secs(60);
+
+/// The agent's container in the pod on a node.
+pub struct Agent<'a> {
+    lab: &'a Lab,
+    node: Node<'a>,
+}
+
+impl<'a> Agent<'a> {
+    /// That of a node, by its number.
+    pub fn on(lab: &'a Lab, node: u8) -> Self {
+        Self { lab, node: lab.node(node) }
+    }
+
+    /// Its process. All nodes share the machine's processes: its own is the one in its network.
+    pub fn process(&self) -> Result<u32> {
+        let find = "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x vip-node); do [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] \
+                    && tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'vip-node agent' && echo $p; done; true";
+        let pid = self.node.exec(find)?.ok()?.stdout;
+        pid.trim().parse().with_context(|| format!("not one agent on {}: {pid:?}", self.node.name()))
+    }
+
+    /// Ends its process without a word.
+    pub fn kill(&self) -> Result<()> {
+        self.lab.vm().exec(&format!("kill -9 {}", self.process()?))?.ok().map(drop)
+    }
+
+    /// Ends its process and waits for the next, without the API server's help.
+    pub fn kill_and_wait(&self) -> Result<()> {
+        let before = self.process()?;
+        self.kill()?;
+        command::until("another agent", SOON, || Ok(self.process().ok().filter(|now| *now != before)))?;
+        Ok(())
+    }
+
+    /// How often it was started again.
+    pub fn restarts(&self) -> Result<u32> {
+        let count = "jsonpath={.items[0].status.containerStatuses[?(@.name==\"agent\")].restartCount}";
+        let select = format!("--field-selector=spec.nodeName={}", self.node.name());
+        let label = "app.kubernetes.io/name=kubectl-vip";
+        let pods =
+            self.lab.kubectl(["get", "pods", "-n", "kubectl-vip", "-l", label, &select, "-o", count])?;
+        Ok(pods.ok()?.text().parse()?)
+    }
+
+    /// Waits until it was started once more than that, and runs.
+    pub fn wait_restart(&self, before: u32) -> Result<()> {
+        let what = format!("the kubelet to restart the agent on {}", self.node.name());
+        command::until(&what, RESTART, || {
+            ensure!(self.restarts()? > before, "it was started again {before} times");
+            self.process().map(Some)
+        })?;
+        Ok(())
+    }
+
+    /// The steps that it took at its first look at the kernel, as its log has them.
+    pub fn first_steps(&self) -> Result<usize> {
+        command::until(&format!("the agent on {} to look at the kernel", self.node.name()), SOON, || {
+            let select = format!("--field-selector=spec.nodeName={}", self.node.name());
+            let name = self.lab.kubectl(["get", "pods", "-n", "kubectl-vip", &select, "-o", "name"])?.ok()?;
+            let log = self.lab.kubectl(["logs", "-n", "kubectl-vip", name.text(), "-c", "agent"])?.ok()?;
+            let mut lines = log.stdout.lines().filter(|line| line.contains("steps to what they should be"));
+            let words = lines.next().into_iter().flat_map(str::split_whitespace);
+            let steps = words.filter_map(|word| word.strip_prefix("steps=")?.parse().ok()).next();
+            Ok(steps)
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! kube-proxy in nftables mode flushes the whole IPVS table when it starts: how long a hundred Services are away.
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::Lab;
+
+use super::{NAMESPACE, SOON, expose};
+
+/// The word that starts the half that runs on a node.
+pub const WATCH: &str = "watch-ipvs";
+
+const SERVICES: u8 = 100;
+const FLUSHES: u64 = 10;
+/// Where programs and words to them are on a node.
+const PLACE: &str = "/run/lab";
+/// The watcher ends by itself, should nobody end it.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Restarts kube-proxy again and again while another process reads the kernel's table.
+pub fn flushed(lab: &Lab) -> Result<()> {
+    let mut manifest = String::new();
+    for n in 0..SERVICES {
+        write!(
+            manifest,
+            "apiVersion: v1
+kind: Service
+metadata: {{name: flushed-{n}, namespace: {NAMESPACE}}}
+spec:
+  selector: {{app: web}}
+  ports:
+  - {{name: http, port: 80, targetPort: http}}
+---
+"
+        )?;
+    }
+    lab.apply(&manifest)?;
+    expose(lab, (0..SERVICES).map(|n| format!("flushed-{n}")))?;
+    // Until the last of them is in every kernel.
+    thread::sleep(Duration::from_secs(10));
+
+    let program = lab.shared_dir().join("bench");
+    fs::copy(env::current_exe()?, &program).context("can't copy the program into the machine")?;
+    let node = lab.node(1);
+    node.exec(&format!("cp {} {PLACE}/bench && rm -f {PLACE}/enough", program.display()))?.ok()?;
+    let told = thread::scope(|scope| -> Result<String> {
+        let watcher = scope.spawn(|| node.exec_for(&format!("{PLACE}/bench {WATCH}"), LIMIT));
+        let restarted = (1..=FLUSHES).try_for_each(|turn| {
+            // At no particular moment of what goes on every so often.
+            thread::sleep(Duration::from_millis(turn * 7919 % 1000));
+            lab.restart_kube_proxy(1)
+        });
+        thread::sleep(Duration::from_secs(2));
+        node.exec(&format!("touch {PLACE}/enough"))?.ok()?;
+        restarted?;
+        Ok(watcher.join().ok().context("the watcher ended badly")??.ok()?.stdout)
+    })?;
+    println!("kube-proxy restarted {FLUSHES} times with {SERVICES} Services of three pods:");
+    println!("  {}", told.trim());
+    Ok(())
+}
+
+/// The half on the node: looks at the table of its network namespace until told otherwise.
+pub fn watch() -> Result<()> {
+    let enough = std::path::Path::new(PLACE).join("enough");
+    let all = entries()?;
+    ensure!(all > usize::from(SERVICES), "only {all} entries");
+    let mut absences = Vec::new();
+    let mut gone: Option<Instant> = None;
+    let (start, mut last) = (Instant::now(), Instant::now());
+    let mut slowest = Duration::ZERO;
+    while start.elapsed() < LIMIT && !enough.exists() {
+        let now = entries()?;
+        slowest = slowest.max(last.elapsed());
+        last = Instant::now();
+        if now < all {
+            gone.get_or_insert_with(Instant::now);
+        } else if let Some(since) = gone.take() {
+            absences.push(since.elapsed().as_millis());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    if gone.is_some() {
+        bail!("{} of {all} entries did not come back", all - entries()?);
+    }
+    println!(
+        "{all} entries, not all there {} times, for {absences:?} ms; the slowest look took {} ms",
+        absences.len(),
+        slowest.as_millis()
+    );
+    Ok(())
+}
+
+fn entries() -> Result<usize> {
+    Ok(fs::read_to_string("/proc/net/ip_vs")?.lines().count())
+}

@@ -1,0 +1,106 @@
+//! What the product takes of a node: the image, and the memory of each process beside kube-proxy's.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, thread, time::Duration};
+
+use anyhow::{Context, Result};
+use lab::{Lab, command, image, product};
+
+use super::{NAMESPACE, SOON};
+
+/// After the last change.
+const SETTLE: Duration = Duration::from_secs(20);
+/// Services of a large cluster, and endpoints of each.
+const SERVICES: u32 = 20;
+const ENDPOINTS: u32 = 500;
+
+pub fn size() -> Result<()> {
+    let archive = image::product_archive();
+    let bytes =
+        fs::metadata(&archive).with_context(|| format!("no {}: make image", archive.display()))?.len();
+    println!("image of vip-node: {:.2} MB", bytes as f64 / 1e6);
+    Ok(())
+}
+
+/// Resident memory of each process on each node with one virtual IP, and of kube-proxy beside them.
+pub fn memory(lab: &Lab) -> Result<()> {
+    let vip = product::address_of(lab, NAMESPACE, "web")?;
+    let owner = product::wait_one_owner(lab, vip, SOON)?;
+    thread::sleep(SETTLE);
+    println!("resident memory with one virtual IP, MB:");
+    print(lab, owner.number)
+}
+
+/// The same with ten thousand endpoints more, in Services that have virtual IPs.
+pub fn large(lab: &Lab) -> Result<()> {
+    let mut manifest = String::new();
+    for service in 0..SERVICES {
+        let endpoints: String = (0..ENDPOINTS)
+            .map(|n| format!("- addresses: [10.25{}.{service}.{}]\n", n / 250, n % 250))
+            .collect();
+        write!(
+            manifest,
+            "apiVersion: v1
+kind: Service
+metadata: {{name: large-{service}, namespace: {NAMESPACE}}}
+spec:
+  ports:
+  - {{name: http, port: 80, targetPort: 8080}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: large-{service}
+  namespace: {NAMESPACE}
+  labels: {{kubernetes.io/service-name: large-{service}}}
+addressType: IPv4
+ports:
+- {{name: http, port: 8080}}
+endpoints:
+{endpoints}---
+"
+        )?;
+    }
+    lab.apply(&manifest)?;
+    super::expose(lab, (0..SERVICES).map(|service| format!("large-{service}")))?;
+    let vip = product::address_of(lab, NAMESPACE, "large-0")?;
+    for node in lab.nodes() {
+        let endpoints = usize::try_from(ENDPOINTS)?;
+        command::until("all endpoints in the kernel", SOON, || {
+            Ok((product::destinations(&node, vip, 80)?.len() == endpoints).then_some(()))
+        })?;
+    }
+    let owner = product::wait_one_owner(lab, vip, SOON)?;
+    thread::sleep(SETTLE);
+    println!("resident memory with {} endpoints in {SERVICES} Services more, MB:", SERVICES * ENDPOINTS);
+    print(lab, owner.number)
+}
+
+fn print(lab: &Lab, owner: u8) -> Result<()> {
+    for node in lab.nodes() {
+        let look = "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x 'vip-node|kube-proxy'); do \
+            [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] && echo $(tr '\\0' ' ' < /proc/$p/cmdline | cut -d' ' -f1-2) $(grep VmRSS /proc/$p/status); done; true";
+        let text = node.exec(look)?.ok()?.stdout;
+        let mut sizes = BTreeMap::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let name = ["vrrp", "agent", "kube-proxy"]
+                .into_iter()
+                .find(|name| words.iter().take(2).any(|word| word.ends_with(name)));
+            let kilobytes = words.iter().rev().find_map(|word| word.parse::<f64>().ok());
+            if let (Some(name), Some(kilobytes)) = (name, kilobytes) {
+                sizes.insert(name, kilobytes / 1024.0);
+            }
+        }
+        let size = |name: &str| {
+            sizes.get(name).copied().with_context(|| format!("no {name} on {}: {text}", node.name()))
+        };
+        let (vrrp, agent, proxy) = (size("vrrp")?, size("agent")?, size("kube-proxy")?);
+        let role = if node.number() == owner { "owner" } else { "standby" };
+        println!(
+            "  {} ({role:7})  vrrp {vrrp:5.1}   agent {agent:5.1}   kube-proxy {proxy:5.1}   ratio of both to kube-proxy {:.2}",
+            node.name(),
+            (vrrp + agent) / proxy
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The kernel's tables at size, in the lab's machine: loading them, changing one entry, filling them again after a flush, and
+//! the adverts meanwhile.
+//!
+//! The program copies itself into the machine and runs its second half ([`inside`]) there. The baseline is a [`loader`] that sends
+//! the same messages to IPVS and does nothing else.
+
+#[path = "dataplane/inside.rs"]
+mod inside;
+#[path = "dataplane/loader.rs"]
+mod loader;
+
+use std::{
+    env, fs,
+    hint::black_box,
+    io::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use lab::{Lab, Parts};
+
+pub use inside::run;
+
+/// The word that starts the half that runs in the machine.
+pub const INSIDE: &str = "dataplane-inside";
+/// How long all of it may take in an emulated machine.
+const LIMIT: Duration = Duration::from_secs(1800);
+
+/// Measures in a machine of its own.
+pub fn measure() -> Result<()> {
+    let lab = Lab::up("bench", Parts::Machine)?;
+    let measured = within(&lab);
+    lab.down()?;
+    measured
+}
+
+fn within(lab: &Lab) -> Result<()> {
+    let there = lab.shared_dir();
+    for (program, name) in [(env::current_exe()?, "bench"), (crate::program(), "vip-node")] {
+        fs::copy(&program, there.join(name))
+            .with_context(|| format!("can't copy {} into the machine", program.display()))?;
+    }
+    // From the machine's memory: the pages of a program in the shared folder are fetched one by one.
+    let services = if env::var("BENCH").is_ok_and(|word| word == "full") { 5000 } else { 1000 };
+    let command = format!(
+        "cp {0}/bench {0}/vip-node /run && /run/bench {INSIDE} {1} {services}",
+        there.display(),
+        spin().as_nanos()
+    );
+    let output = lab.vm().exec_for(&command, LIMIT, |_, bytes| {
+        let _ = std::io::stdout().write_all(bytes);
+    })?;
+    output.ok().map(drop)
+}
+
+/// A little work for the processor alone, the fastest of ten times: it says how much slower the machine is than its host.
+fn spin() -> Duration {
+    let once = || {
+        let clock = Instant::now();
+        let mut state = black_box(88_172_645_463_325_252_u64);
+        for _ in 0..100_000 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+        }
+        black_box(state);
+        clock.elapsed()
+    };
+    (0..10).map(|_| once()).min().unwrap_or_default()
+}

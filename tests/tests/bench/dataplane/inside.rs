@@ -1,0 +1,235 @@
+//! The half that runs in the machine. Each figure is taken in a network namespace of its own, which has its own table.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Segment, command, netns::in_new_netns};
+use vip_core::{
+    api::Scheduler,
+    plan::{Change, Protocol, ServiceKey, Settings, Tables, VirtualService, plan},
+};
+use vip_node::dataplane::{Dataplane as _, Kernel};
+
+use super::{loader::Loader, spin};
+use crate::{
+    adverts::Ear,
+    lateness::{Lateness, listen, oversleep},
+    vrrp::{SOON, Vrrp},
+};
+
+/// Destinations of a service.
+const DESTINATIONS: u16 = 5;
+/// Services among which one entry changes, and how often.
+const AMONG: u16 = 2000;
+const TIMES: u8 = 200;
+/// The priorities of an owner and of who would take over.
+const PRIORITIES: [u8; 2] = [254, 224];
+/// How often everything is flushed while others listen to the adverts.
+const FLUSHES: u8 = 3;
+
+/// Measures and prints. The words: the nanoseconds that the host needs for [`spin`], and how many services to load.
+pub fn run(words: &[String]) -> Result<()> {
+    let [host, services] = words else { anyhow::bail!("the host's time and a number of services, please") };
+    let host: f64 = host.parse().context("the host's time")?;
+    let services: u16 = services.parse().context("the number of services")?;
+    let slowdown = spin().as_nanos() as f64 / host;
+    println!("the machine is {slowdown:.1} times slower than its host (a loop of shifts in both)");
+    apart(|| load(services))?;
+    apart(|| change(slowdown))?;
+    apart(|| refill(services))?;
+    adverts(services)
+}
+
+fn apart<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    in_new_netns(work)?
+}
+
+/// A hundred virtual IPs share the services.
+fn desired(services: u16) -> Tables {
+    let settings = Settings::new(Scheduler::Wlc, None);
+    let services: BTreeMap<ServiceKey, VirtualService> = (0..services)
+        .map(|n| {
+            let address = IpAddr::from([10, 88, 0, (n % 100) as u8]);
+            let destinations = (1..=DESTINATIONS).map(|pod| (pod_of(n, pod), 1)).collect();
+            let key = ServiceKey { address, protocol: Protocol::Tcp, port: 1000 + n / 100 };
+            (key, VirtualService { settings: settings.clone(), destinations })
+        })
+        .collect();
+    let ledger: BTreeSet<ServiceKey> = services.keys().copied().collect();
+    let guarded = ledger.iter().map(|key| key.address).collect();
+    Tables { services, ledger, guarded, ..Tables::default() }
+}
+
+fn pod_of(service: u16, pod: u16) -> SocketAddr {
+    SocketAddr::from(([10, 96 + pod as u8, (service / 250) as u8, (service % 250) as u8], 8080))
+}
+
+fn kernel() -> Kernel {
+    Kernel::new("/proc/sys/net")
+}
+
+/// Reads the kernel, plans, and takes the steps, as the agent does; returns how many there were.
+fn converge(kernel: &mut Kernel, desired: &Tables) -> Result<usize> {
+    let changes = plan(desired, &kernel.observe()?).changes;
+    take(kernel, &changes)?;
+    Ok(changes.len())
+}
+
+fn take(kernel: &mut Kernel, changes: &[Change]) -> Result<()> {
+    match kernel.apply(changes).into_iter().next() {
+        Some((_, error)) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+fn load(services: u16) -> Result<()> {
+    let desired = desired(services);
+    let (sent, bare) = apart(|| {
+        let loader = Loader::open()?;
+        let clock = Instant::now();
+        Ok((loader.load(&desired)?, clock.elapsed()))
+    })?;
+    let mut kernel = kernel();
+    let clock = Instant::now();
+    let steps = converge(&mut kernel, &desired)?;
+    let ours = clock.elapsed();
+    println!(
+        "cold load of {services} services x {DESTINATIONS}: {} with nftables, {steps} steps; bare loader {}, {sent} messages; ratio {:.2}",
+        ms(ours),
+        ms(bare),
+        ratio(ours, bare)
+    );
+    ensure!(plan(&desired, &kernel.observe()?).changes.is_empty(), "the kernel holds something else");
+    Ok(())
+}
+
+/// One endpoint more, one less, one with another weight: from the desired tables to the kernel's acknowledgement.
+fn change(slowdown: f64) -> Result<()> {
+    let mut desired = desired(AMONG);
+    let mut kernel = kernel();
+    converge(&mut kernel, &desired)?;
+    let mut mirror = kernel.observe()?;
+    let (key, service) = desired.services.iter().nth(usize::from(AMONG / 2)).context("no services")?;
+    let (key, known) = (*key, *service.destinations.keys().next().context("no destinations")?);
+    let extra = SocketAddr::from(([10, 200, 0, 1], 8080));
+    let mut took: [Vec<Duration>; 3] = Default::default();
+    for n in 0..TIMES {
+        let weight = 2 + u32::from(n % 2);
+        let changes = [
+            Change::AddDestination(key, extra, 1),
+            Change::SetDestination(key, known, weight),
+            Change::DeleteDestination(key, extra),
+        ];
+        for (change, took) in changes.iter().zip(&mut took) {
+            desired.apply(change);
+            let clock = Instant::now();
+            let steps = plan(&desired, &mirror).changes;
+            take(&mut kernel, &steps)?;
+            steps.iter().for_each(|step| mirror.apply(step));
+            took.push(clock.elapsed());
+            ensure!(steps == [change.clone()], "{change} took {} messages", steps.len());
+        }
+    }
+    for (what, mut took) in ["added", "with another weight", "removed"].into_iter().zip(took) {
+        took.sort_unstable();
+        let at = |percent: usize| took.get((took.len() - 1) * percent / 100).copied().unwrap_or_default();
+        let p99 = at(99);
+        println!(
+            "one endpoint {what} among {AMONG} x {DESTINATIONS}, {TIMES} times: 1 message, p50 {}, p99 {}, divided by the slowdown {:.2} ms",
+            ms(at(50)),
+            ms(p99),
+            p99.as_secs_f64() * 1000.0 / slowdown
+        );
+    }
+    Ok(())
+}
+
+/// Everything is gone: what is bound here comes first, then the rest.
+fn refill(services: u16) -> Result<()> {
+    let desired = desired(services);
+    let bare = apart(|| {
+        let loader = Loader::open()?;
+        loader.load(&desired)?;
+        loader.flush()?;
+        let clock = Instant::now();
+        loader.load(&desired)?;
+        Ok(clock.elapsed())
+    })?;
+    let mut kernel = kernel();
+    converge(&mut kernel, &desired)?;
+    Loader::open()?.flush()?;
+    // Not the first of the plan by itself.
+    let owned = BTreeSet::from([IpAddr::from([10, 88, 0, 77])]);
+    let is_owned = |change: &&Change| change.key().is_some_and(|key| owned.contains(&key.address));
+    let clock = Instant::now();
+    let changes = plan(&desired, &kernel.observe()?).first(&owned).changes;
+    let (mine, rest) = changes.split_at(changes.iter().take_while(is_owned).count());
+    take(&mut kernel, mine)?;
+    let first = clock.elapsed();
+    take(&mut kernel, rest)?;
+    let ours = clock.elapsed();
+    println!(
+        "refill of {services} services x {DESTINATIONS} after a flush: {}, what is bound here ({} steps) after {}; bare loader {}; ratio {:.2}",
+        ms(ours),
+        mine.len(),
+        ms(first),
+        ms(bare),
+        ratio(ours, bare)
+    );
+    Ok(())
+}
+
+/// Adverts every 100 ms, as another host hears them, while the owner's whole table is flushed and filled.
+fn adverts(services: u16) -> Result<()> {
+    let segment = Segment::new(3)?;
+    let mut both = Vec::new();
+    for (number, priority) in (1..).zip(PRIORITIES) {
+        let vrrp = Vrrp::start(segment.host(number), number)?;
+        vrrp.elect_with(priority)?;
+        both.push(vrrp);
+        command::until("the first to be the owner", SOON, || Ok(both[0].is_bound()?.then_some(())))?;
+    }
+    let desired = desired(services);
+    let ear = Ear::open(segment.host(3))?;
+    let done = AtomicBool::new(false);
+    let (heard, bare, took) = thread::scope(|scope| -> Result<_> {
+        let sleeper = scope.spawn(|| oversleep(&done));
+        let listening = scope.spawn(|| listen(&ear, || done.load(Ordering::Relaxed)));
+        let clock = Instant::now();
+        let filled = segment.host(1).run(|| -> Result<()> {
+            let mut kernel = kernel();
+            converge(&mut kernel, &desired)?;
+            for _ in 0..FLUSHES {
+                Loader::open()?.flush()?;
+                converge(&mut kernel, &desired)?;
+            }
+            Ok(())
+        });
+        let took = clock.elapsed();
+        done.store(true, Ordering::Relaxed);
+        filled??;
+        let heard = listening.join().ok().context("the listener ended badly")??;
+        Ok((heard, sleeper.join().ok().context("the sleeper ended badly")?, took))
+    })?;
+    println!(
+        "adverts every 100 ms while {services} services x {DESTINATIONS} are loaded and {FLUSHES} times flushed and filled, {:.1} s:",
+        took.as_secs_f64()
+    );
+    println!("  {}", Lateness::of(&heard, &segment)?);
+    println!("  a bare thread that slept for 100 ms again and again meanwhile was up to {} late", ms(bare));
+    Ok(())
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+fn ratio(a: Duration, b: Duration) -> f64 {
+    a.as_secs_f64() / b.as_secs_f64()
+}

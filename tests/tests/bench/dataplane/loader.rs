@@ -1,0 +1,129 @@
+//! The least that fills an IPVS table: the same messages, written one after the other and sent in batches. No plan, no
+//! ledger, nothing is read back but acknowledgements.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use vip_core::plan::{ServiceKey, Tables};
+
+const NEW_SERVICE: u8 = 1;
+const NEW_DEST: u8 = 5;
+const FLUSH: u8 = 17;
+const NESTED: u16 = 0x8000;
+/// Messages in one send.
+const BATCH: usize = 64;
+
+/// The loader's socket.
+pub struct Loader {
+    socket: OwnedFd,
+    family: u16,
+}
+
+impl Loader {
+    /// Opens a socket in this thread's network namespace.
+    pub fn open() -> Result<Self> {
+        let kind = SockProtocol::NetlinkGeneric;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), kind)?;
+        // CTRL_CMD_GETFAMILY by its name; the answer's first attribute with number 1 is the family's number.
+        let lookup = message(0x10, 1, 3, &attribute(2, b"IPVS\0"));
+        send(socket.as_raw_fd(), &lookup, MsgFlags::empty())?;
+        let mut answer = [0; 8192];
+        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        let mut rest = answer.get(20..length).context("no answer")?;
+        while let Some((head, body)) = rest.split_first_chunk::<4>() {
+            let (size, number) =
+                (u16::from_ne_bytes([head[0], head[1]]), u16::from_ne_bytes([head[2], head[3]]));
+            if let (1, Some(id)) = (number, body.first_chunk::<2>()) {
+                return Ok(Self { family: u16::from_ne_bytes(*id), socket });
+            }
+            rest = rest.get(usize::from(size).next_multiple_of(4).max(4)..).unwrap_or_default();
+        }
+        anyhow::bail!("this kernel has no IPVS")
+    }
+
+    /// Makes every service with its destinations; returns the number of messages.
+    pub fn load(&self, tables: &Tables) -> Result<usize> {
+        let mut messages = Vec::new();
+        for (key, service) in &tables.services {
+            let mut whole = name(key);
+            whole.extend(attribute(6, b"wlc\0"));
+            whole.extend(attribute(7, &[0, 0, 0, 0, 255, 255, 255, 255]));
+            whole.extend(attribute(8, &[0; 4]));
+            whole.extend(attribute(9, &[255; 4]));
+            messages.push(message(self.family, 5, NEW_SERVICE, &attribute(1 | NESTED, &whole)));
+            for (to, weight) in &service.destinations {
+                let mut destination = attribute(1, &address(to.ip()));
+                destination.extend(attribute(2, &to.port().to_be_bytes()));
+                for (number, value) in [(3, 0), (4, *weight), (5, 0), (6, 0)] {
+                    destination.extend(attribute(number, &u32::to_ne_bytes(value)));
+                }
+                destination.extend(attribute(11, &2_u16.to_ne_bytes()));
+                let body = [attribute(1 | NESTED, &name(key)), attribute(2 | NESTED, &destination)].concat();
+                messages.push(message(self.family, 5, NEW_DEST, &body));
+            }
+        }
+        for batch in messages.chunks(BATCH) {
+            self.send(batch)?;
+        }
+        Ok(messages.len())
+    }
+
+    /// Empties the whole table, as others do. For the bench's own namespace only.
+    pub fn flush(&self) -> Result<()> {
+        self.send(&[message(self.family, 5, FLUSH, &[])])
+    }
+
+    fn send(&self, batch: &[Vec<u8>]) -> Result<()> {
+        send(self.socket.as_raw_fd(), &batch.concat(), MsgFlags::empty())?;
+        let mut buffer = [0; 8192];
+        let mut acknowledged = 0;
+        while acknowledged < batch.len() {
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while let Some(head) = rest.first_chunk::<20>() {
+                let errno = i32::from_ne_bytes([head[16], head[17], head[18], head[19]]);
+                ensure!(errno == 0, "the kernel said {errno}");
+                acknowledged += 1;
+                let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                rest = rest.get(size.next_multiple_of(4).max(20)..).unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name(key: &ServiceKey) -> Vec<u8> {
+    let mut name = attribute(1, &2_u16.to_ne_bytes());
+    name.extend(attribute(2, &u16::from(key.protocol.number()).to_ne_bytes()));
+    name.extend(attribute(3, &address(key.address)));
+    name.extend(attribute(4, &key.port.to_be_bytes()));
+    name
+}
+
+fn address(ip: std::net::IpAddr) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if let std::net::IpAddr::V4(ip) = ip {
+        bytes[..4].copy_from_slice(&ip.octets());
+    }
+    bytes
+}
+
+fn attribute(number: u16, value: &[u8]) -> Vec<u8> {
+    let length = (value.len() + 4) as u16;
+    let mut bytes = [length.to_ne_bytes(), number.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// A message of generic netlink with its two headers. `flags`: 1 is a request, 4 asks for an acknowledgement.
+fn message(kind: u16, flags: u16, command: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = (20 + body.len() as u32).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([command, 1, 0, 0]);
+    bytes.extend(body);
+    bytes
+}
