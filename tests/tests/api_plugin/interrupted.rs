@@ -80,21 +80,30 @@ fn server(lab: &Lab) -> String {
     url.trim().trim_start_matches("https://").to_owned()
 }
 
-/// Runs a command and strikes when it has told of so many requests. `None` when it ended before.
-fn struck(lab: &Lab, line: &str, after: usize, extra: &[String], strike: impl Fn(&Child)) -> Option<Output> {
+/// Runs a command and strikes when `now` says so of a line on stderr and of the number of requests told of. `None` when it never
+/// did.
+fn struck(
+    lab: &Lab,
+    line: &str,
+    extra: &[String],
+    now: impl Fn(usize, &str) -> bool,
+    strike: impl Fn(&Child),
+) -> Option<Output> {
     let mut kubectl = lab.kubectl_command().unwrap();
     kubectl.arg("vip").args(line.split_whitespace()).args(extra).args(["-v", "6"]);
     let mut child =
         command::spawn(kubectl.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())).unwrap();
     let (mut requests, mut stderr, mut stdout) = (0, String::new(), String::new());
+    let mut hit = false;
     let lines = BufReader::new(child.stderr.take().unwrap());
     for told in lines.lines().map_while(Result::ok) {
-        if told.ends_with(" milliseconds") {
-            requests += 1;
-            if requests == after {
-                strike(&child);
-            }
-        } else {
+        let request = told.ends_with(" milliseconds");
+        requests += usize::from(request);
+        if !hit && now(requests, &told) {
+            hit = true;
+            strike(&child);
+        }
+        if !request {
             stderr.push_str(&told);
             stderr.push('\n');
         }
@@ -102,7 +111,7 @@ fn struck(lab: &Lab, line: &str, after: usize, extra: &[String], strike: impl Fn
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     let status = child.wait().unwrap();
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    (requests >= after).then(|| Output { command: line.to_owned(), code, stdout, stderr })
+    hit.then(|| Output { command: line.to_owned(), code, stdout, stderr })
 }
 
 /// The API server is gone after so many requests.
@@ -114,12 +123,12 @@ fn deserted(lab: &Lab, line: &str, after: usize) -> Option<Output> {
         "--tls-server-name".to_owned(),
         "kubernetes".to_owned(),
     ];
-    struck(lab, line, after, &to, |_| relay.cut())
+    struck(lab, line, &to, |requests, _| requests == after, |_| relay.cut())
 }
 
-/// Ctrl-C after so many requests.
-fn interrupted(lab: &Lab, line: &str, after: usize) -> Option<Output> {
-    struck(lab, line, after, &[], |child| {
+/// Ctrl-C when `now` says so.
+fn interrupted(lab: &Lab, line: &str, now: impl Fn(usize, &str) -> bool) -> Option<Output> {
+    struck(lab, line, &[], now, |child| {
         let pid = Pid::from_raw(child.id().try_into().unwrap());
         kill(pid, Signal::SIGINT).unwrap();
     })
@@ -154,13 +163,13 @@ fn the_api_server_is_gone_in_the_middle_of_expose() {
 }
 
 /// How many requests lie between two places at which the longer commands are cut.
-const STEP: usize = 17;
+const STEP: usize = 11;
 
 /// The cluster is as an install leaves it.
 #[track_caller]
-fn nothing_differs(lab: &Lab, after: usize) {
+fn nothing_differs(lab: &Lab, when: &str) {
     let diff = vip(lab, "diff").unwrap();
-    assert_eq!((diff.code, diff.stdout.as_str()), (0, ""), "after {after} requests: {diff:#?}");
+    assert_eq!((diff.code, diff.stdout.as_str()), (0, ""), "{when}: {diff:#?}");
 }
 
 #[test]
@@ -174,7 +183,7 @@ fn the_api_server_is_gone_in_the_middle_of_uninstall_and_of_install() {
         assert_eq!(left.and_then(Output::ok).unwrap().stdout, "", "after {after} requests");
         let installed = deserted(lab, "install --wait=false", after).filter(|output| output.code != 0);
         said(lab, "install --wait=false");
-        nothing_differs(lab, after);
+        nothing_differs(lab, &format!("after {after} requests"));
         if uninstalled.is_none() && installed.is_none() {
             break;
         }
@@ -189,26 +198,28 @@ fn the_api_server_is_gone_in_the_middle_of_uninstall_and_of_install() {
 }
 
 #[test]
-fn ctrl_c_comes_at_each_stage_of_an_install() {
+fn ctrl_c_comes_before_and_while_an_install_applies() {
     let (lab, _alone) = exclusive();
-    let mut stages = [0; 3];
-    for after in (1..).step_by(STEP) {
+    let first: fn(usize, &str) -> bool = |requests, _| requests == 1;
+    let applying: fn(usize, &str) -> bool = |_, line| line.starts_with("PATCH ");
+    let later: fn(usize, &str) -> bool = |requests, line| requests > STEP && line.starts_with("PATCH ");
+    for (stage, now, applied) in [
+        ("at its first request", first, 0..=0),
+        ("when it begins to apply", applying, 0..=2),
+        ("when it has applied some", later, 1..=STEP),
+    ] {
         said(lab, "uninstall --yes");
-        let output = interrupted(lab, "install", after).unwrap();
-        assert_eq!(output.code, 130, "after {after} requests: {output:#?}");
-        // What was applied is said, and nothing else is.
-        for line in output.stdout.lines() {
-            let title = line.strip_suffix(" serverside-applied").unwrap();
+        let output = interrupted(lab, "install", now).unwrap_or_else(|| panic!("it was never {stage}"));
+        assert_eq!(output.code, 130, "{stage}: {output:#?}");
+        let titles: Vec<&str> =
+            output.stdout.lines().map(|line| line.strip_suffix(" serverside-applied").unwrap()).collect();
+        assert!(applied.contains(&titles.len()), "{stage}: {titles:#?}");
+        // What is said to be applied is there.
+        for title in titles {
             let there = lab.kubectl(["get", title, "-n", "kubectl-vip"]).unwrap();
-            assert!(there.success(), "after {after} requests: {there:#?}");
+            assert!(there.success(), "{stage}: {there:#?}");
         }
         said(lab, "install --wait=false");
-        nothing_differs(lab, after);
-        let waits = output.stderr.contains("waiting for ");
-        stages[usize::from(!output.stdout.is_empty()) + usize::from(waits)] += 1;
-        if waits {
-            break;
-        }
+        nothing_differs(lab, stage);
     }
-    assert!(stages.iter().all(|times| *times > 0), "before, while and after it applies: {stages:?}");
 }

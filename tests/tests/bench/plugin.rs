@@ -41,7 +41,6 @@ kind: VirtualIP
 metadata: {{name: {address}}}
 spec:
   address: {address}
-  pool: lab
   virtualRouter: {}
   services:
   - {{namespace: {NAMESPACE}, name: web-{n}}}

@@ -30,6 +30,7 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     let before = product::wait_one_owner(lab, vip, SOON)?;
     web.add_service("missed", 80)?;
     let (clients, crowd) = (Clients::new(lab, vip)?, Crowd::new(lab, (vip, 80).into())?);
+    let arp = lab.arp_watch(vip);
     println!("agents killed, 200 requests a second and {CONNECTIONS} connections that stay open:");
 
     let agent = Agent::on(lab, before.number);
@@ -54,7 +55,13 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     println!("  another node's, while the API server hangs: {} steps", other.first_steps()?);
 
     let after = product::wait_one_owner(lab, vip, SOON)?;
-    println!("  from {} to {}; {} connections broke", before.node, after.node, crowd.leave());
+    println!(
+        "  from {} to {}, {}; {} connections broke",
+        before.node,
+        after.node,
+        arp.stop()?,
+        crowd.leave()
+    );
     clients.tell();
     lab.kubectl(["vip", "unexpose", "svc/missed", "-n", NAMESPACE])?.ok().map(drop)
 }

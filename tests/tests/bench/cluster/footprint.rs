@@ -1,17 +1,14 @@
 //! What the product takes of a node: the image, and the memory of each process beside kube-proxy's.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, thread, time::Duration};
+use std::{collections::BTreeMap, fs, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use lab::{Lab, command, image, product};
+use lab::{Lab, image, product};
 
 use super::{NAMESPACE, SOON};
 
 /// After the last change.
 const SETTLE: Duration = Duration::from_secs(20);
-/// Services of a large cluster, and endpoints of each.
-const SERVICES: u32 = 20;
-const ENDPOINTS: u32 = 500;
 
 pub fn size() -> Result<()> {
     let archive = image::product_archive();
@@ -27,51 +24,6 @@ pub fn memory(lab: &Lab) -> Result<()> {
     let owner = product::wait_one_owner(lab, vip, SOON)?;
     thread::sleep(SETTLE);
     println!("resident memory with one virtual IP, MB:");
-    print(lab, owner.number)
-}
-
-/// The same with ten thousand endpoints more, in Services that have virtual IPs.
-pub fn large(lab: &Lab) -> Result<()> {
-    let mut manifest = String::new();
-    for service in 0..SERVICES {
-        let endpoints: String = (0..ENDPOINTS)
-            .map(|n| format!("- addresses: [10.25{}.{service}.{}]\n", n / 250, n % 250))
-            .collect();
-        write!(
-            manifest,
-            "apiVersion: v1
-kind: Service
-metadata: {{name: large-{service}, namespace: {NAMESPACE}}}
-spec:
-  ports:
-  - {{name: http, port: 80, targetPort: 8080}}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata:
-  name: large-{service}
-  namespace: {NAMESPACE}
-  labels: {{kubernetes.io/service-name: large-{service}}}
-addressType: IPv4
-ports:
-- {{name: http, port: 8080}}
-endpoints:
-{endpoints}---
-"
-        )?;
-    }
-    lab.apply(&manifest)?;
-    super::expose(lab, (0..SERVICES).map(|service| format!("large-{service}")))?;
-    let vip = product::address_of(lab, NAMESPACE, "large-0")?;
-    for node in lab.nodes() {
-        let endpoints = usize::try_from(ENDPOINTS)?;
-        command::until("all endpoints in the kernel", SOON, || {
-            Ok((product::destinations(&node, vip, 80)?.len() == endpoints).then_some(()))
-        })?;
-    }
-    let owner = product::wait_one_owner(lab, vip, SOON)?;
-    thread::sleep(SETTLE);
-    println!("resident memory with {} endpoints in {SERVICES} Services more, MB:", SERVICES * ENDPOINTS);
     print(lab, owner.number)
 }
 
