@@ -163,7 +163,7 @@ fn the_api_server_is_gone_in_the_middle_of_expose() {
 }
 
 /// How many requests lie between two places at which the longer commands are cut.
-const STEP: usize = 11;
+const STEP: usize = 19;
 
 /// The cluster is as an install leaves it.
 #[track_caller]
