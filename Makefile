@@ -41,5 +41,5 @@ lint: ## Formatting, clippy, licences
 	@command -v cargo-deny > /dev/null || cargo install --locked --quiet cargo-deny
 	cargo deny --log-level error check bans licenses sources
 
-bench: setup ## Compare failover with keepalived; measure loss, lateness, the dataplane, image and memory (BENCH=full: every case)
+bench: setup ## Compare failover with keepalived; measure loss, lateness, the plugin, the dataplane, image and memory (BENCH=full: every case)
 	@cargo test --quiet --package lab --test bench

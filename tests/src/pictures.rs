@@ -34,13 +34,7 @@ pub fn run() -> Result<()> {
         }
     })?;
     product::build()?;
-    let lab = Lab::up(NAME, Parts::Cluster)?;
-    let drawn = story(&lab);
-    if drawn.is_err() {
-        product::collect_logs(&lab);
-    }
-    lab.down()?;
-    drawn
+    product::in_lab(NAME, Parts::Cluster, story)
 }
 
 fn story(lab: &Lab) -> Result<()> {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     command, image,
-    lab::{Lab, Node},
+    lab::{Lab, Node, Parts},
     paths,
 };
 
@@ -156,6 +156,17 @@ pub fn wait_status_owner(lab: &Lab, vip: impl Into<IpAddr>, node: &str, limit: D
         }
         Ok(Some(()))
     })
+}
+
+/// A lab for as long as the work takes. When the work fails in a cluster, the agents' logs are kept beside the others.
+pub fn in_lab<T>(name: &str, parts: Parts, work: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
+    let lab = Lab::up(name, parts)?;
+    let result = work(&lab);
+    if result.is_err() && parts == Parts::Cluster {
+        collect_logs(&lab);
+    }
+    lab.down()?;
+    result
 }
 
 /// Waits until every pod of the product runs its newest version and is ready.

@@ -21,13 +21,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// Measures in a lab of its own.
 pub fn measure() -> Result<()> {
     footprint::size()?;
-    let lab = Lab::up("bench", Parts::Cluster)?;
-    let measured = within(&lab);
-    if measured.is_err() {
-        product::collect_logs(&lab);
-    }
-    lab.down()?;
-    measured
+    product::in_lab("bench", Parts::Cluster, within)
 }
 
 fn within(lab: &Lab) -> Result<()> {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lab::{Lab, Parts};
+use lab::{Lab, Parts, product};
 
 pub use inside::run;
 
@@ -28,10 +28,7 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// Measures in a machine of its own.
 pub fn measure() -> Result<()> {
-    let lab = Lab::up("bench", Parts::Machine)?;
-    let measured = within(&lab);
-    lab.down()?;
-    measured
+    product::in_lab("bench", Parts::Machine, within)
 }
 
 fn within(lab: &Lab) -> Result<()> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lab::{Lab, Output, Parts};
+use lab::{Lab, Output, Parts, product};
 
 const VIPS: u32 = 500;
 const NAMESPACE: &str = "bench";
@@ -14,10 +14,7 @@ const RUNS: usize = 10;
 
 /// Measures in a lab of its own, without nodes.
 pub fn measure() -> Result<()> {
-    let lab = Lab::up("bench", Parts::Api)?;
-    let measured = within(&lab);
-    lab.down()?;
-    measured
+    product::in_lab("bench", Parts::Api, within)
 }
 
 fn within(lab: &Lab) -> Result<()> {
