@@ -113,6 +113,9 @@ pub struct Tables {
     /// The virtual services that only some may connect to, with the networks of these clients, which do not overlap. None:
     /// nobody may. A service that is not here is open to all.
     pub sources: BTreeMap<ServiceKey, BTreeSet<IpNet>>,
+    /// Destinations that are not wanted and keep the connections that they have, should they be in the kernel: at weight 0.
+    /// Nothing observes them.
+    pub kept: BTreeSet<(ServiceKey, SocketAddr)>,
 }
 
 /// One step: one message to the kernel (a new or changed set element, service or destination), or a few that take effect as
@@ -327,7 +330,7 @@ pub fn plan(desired: &Tables, observed: &Tables) -> Plan {
     for (key, service) in wanted() {
         match observed.services.get(key) {
             None => create(*key, service, &mut changes),
-            Some(old) => adjust(*key, service, old, &mut changes),
+            Some(old) => adjust(*key, service, old, &desired.kept, &mut changes),
         }
     }
     changes.extend(
@@ -354,7 +357,13 @@ fn create(key: ServiceKey, service: &VirtualService, changes: &mut Vec<Change>) 
 }
 
 /// What gives connections a place comes before what takes one away.
-fn adjust(key: ServiceKey, new: &VirtualService, old: &VirtualService, changes: &mut Vec<Change>) {
+fn adjust(
+    key: ServiceKey,
+    new: &VirtualService,
+    old: &VirtualService,
+    kept: &BTreeSet<(ServiceKey, SocketAddr)>,
+    changes: &mut Vec<Change>,
+) {
     if new.settings != old.settings {
         changes.push(Change::SetService(key, new.settings.clone()));
     }
@@ -367,9 +376,14 @@ fn adjust(key: ServiceKey, new: &VirtualService, old: &VirtualService, changes: 
             Some(_) => changes.push(Change::SetDestination(key, *to, *weight)),
         }
     }
+    for (to, before) in old.destinations.iter().filter(|(to, _)| !new.destinations.contains_key(to)) {
+        match (kept.contains(&(key, *to)), before) {
+            (true, 0) => {}
+            (true, _) => lowered.push(Change::SetDestination(key, *to, 0)),
+            (false, _) => lowered.push(Change::DeleteDestination(key, *to)),
+        }
+    }
     changes.append(&mut lowered);
-    let gone = old.destinations.keys().filter(|to| !new.destinations.contains_key(to));
-    changes.extend(gone.map(|to| Change::DeleteDestination(key, *to)));
 }
 
 #[cfg(test)]
@@ -425,7 +439,14 @@ mod tests {
             |(services, guarded, mut direct, mut sources)| {
                 direct.retain(|key, _| services.contains_key(key));
                 sources.retain(|key, _| services.contains_key(key));
-                Tables { ledger: services.keys().copied().collect(), services, guarded, direct, sources }
+                Tables {
+                    ledger: services.keys().copied().collect(),
+                    services,
+                    guarded,
+                    direct,
+                    sources,
+                    ..Tables::default()
+                }
             },
         )
     }
@@ -440,6 +461,7 @@ mod tests {
                 guarded,
                 direct,
                 sources,
+                ..Tables::default()
             },
         )
     }
@@ -547,6 +569,7 @@ mod tests {
             guarded: BTreeSet::from([key(0).address]),
             direct: BTreeMap::from([(key(1), nets(["10.244.1.0/24"]))]),
             sources: BTreeMap::from([(key(1), nets(["192.0.2.0/24", "10.0.0.0/8"]))]),
+            ..Tables::default()
         };
         let words = |plan: Plan| plan.changes.iter().map(Change::to_string).collect::<Vec<_>>();
         assert_eq!(
@@ -597,6 +620,26 @@ mod tests {
             (|n| Change::AddDestination(key(0), pod(n), 1), |n| Change::DeleteDestination(key(0), pod(n)));
         assert_eq!(plan(&direct, &all).changes, [add(2), delete(1), Change::Direct(key(0), nets([]))]);
         assert_eq!(plan(&all, &direct).changes, [Change::Indirect(key(0)), add(1), delete(2)]);
+    }
+
+    #[test]
+    fn what_only_stays_where_it_is_gets_weight_0_and_is_never_added() {
+        let service = |weights: &[(u8, u32)]| VirtualService {
+            settings: Settings::new(Scheduler::Wlc, None),
+            destinations: weights.iter().map(|(n, weight)| (pod(*n), *weight)).collect(),
+        };
+        let tables = |weights: &[(u8, u32)]| Tables {
+            services: BTreeMap::from([(key(0), service(weights))]),
+            ledger: BTreeSet::from([key(0)]),
+            ..Tables::default()
+        };
+        let mut desired = tables(&[(1, 1)]);
+        desired.kept = BTreeSet::from([(key(0), pod(2)), (key(1), pod(3))]);
+        let steps = |weights| plan(&desired, &tables(weights)).changes;
+        assert_eq!(steps(&[(1, 1), (2, 1)]), [Change::SetDestination(key(0), pod(2), 0)]);
+        assert_eq!(steps(&[(1, 1), (2, 0)]), []);
+        assert_eq!(steps(&[(1, 1)]), []);
+        assert_eq!(steps(&[(1, 1), (3, 1)]), [Change::DeleteDestination(key(0), pod(3))]);
     }
 
     #[test]

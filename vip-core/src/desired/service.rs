@@ -18,6 +18,8 @@ const AFFINITY_DEFAULT: u32 = 10_800;
 /// How an endpoint stands. What is better comes later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
+    /// It is not ready, and may never have been: it keeps connections that it has.
+    Unready,
     /// It ends and answers no more: it keeps the connections that it has.
     Ending,
     /// It ends and still answers.
@@ -27,15 +29,15 @@ enum State {
 }
 
 impl State {
-    /// `None` for what should not be in the kernel. Absent conditions mean ready, as Kubernetes has it.
-    fn of(endpoint: &Endpoint) -> Option<Self> {
-        let Some(conditions) = &endpoint.conditions else { return Some(Self::Ready) };
+    /// Absent conditions mean ready, as Kubernetes has it.
+    fn of(endpoint: &Endpoint) -> Self {
+        let Some(conditions) = &endpoint.conditions else { return Self::Ready };
         let ready = conditions.ready.unwrap_or(true);
         match (ready, conditions.serving.unwrap_or(ready), conditions.terminating.unwrap_or(false)) {
-            (true, ..) => Some(Self::Ready),
-            (false, true, true) => Some(Self::Serving),
-            (false, false, true) => Some(Self::Ending),
-            (false, _, false) => None,
+            (true, ..) => Self::Ready,
+            (false, true, true) => Self::Serving,
+            (false, false, true) => Self::Ending,
+            (false, _, false) => Self::Unready,
         }
     }
 }
@@ -44,15 +46,14 @@ impl State {
 struct Candidate<'a> {
     slice: &'a EndpointSlice,
     pod: IpAddr,
-    /// `None`: it should not be in the kernel.
-    state: Option<State>,
+    state: State,
     /// On this node.
     local: bool,
 }
 
 impl Candidate<'_> {
     fn answers(&self) -> bool {
-        self.state >= Some(State::Serving)
+        self.state >= State::Serving
     }
 }
 
@@ -99,7 +100,7 @@ pub(super) fn serve(
     let anywhere = candidates.iter().any(Candidate::answers);
     let mut direct = false;
     if spec.external_traffic_policy.as_deref() == Some("Local") {
-        if !candidates.iter().any(|candidate| candidate.local && candidate.state == Some(State::Ready)) {
+        if !candidates.iter().any(|candidate| candidate.local && candidate.state == State::Ready) {
             let message = format!(
                 "service {reference} has externalTrafficPolicy Local and no ready endpoint on node {}",
                 node.name
@@ -122,7 +123,7 @@ pub(super) fn serve(
     }
 
     let total: BTreeSet<IpAddr> = candidates.iter().map(|candidate| candidate.pod).collect();
-    let pods = weights(candidates.iter().filter_map(|candidate| Some((candidate.pod, candidate.state?))));
+    let pods = weights(candidates.iter().map(|candidate| (candidate.pod, candidate.state))).0;
     let ready = pods.values().filter(|weight| **weight > 0).count();
     plan.backends.ready += u32::try_from(ready).unwrap_or(u32::MAX);
     plan.backends.total += u32::try_from(total.len()).unwrap_or(u32::MAX);
@@ -154,9 +155,9 @@ pub(super) fn serve(
             plan.troubles.push(Trouble::new(Reason::PortClash, message));
             continue;
         }
-        let destinations = weights(candidates.iter().filter_map(|candidate| {
+        let (destinations, unready) = weights(candidates.iter().filter_map(|candidate| {
             let target = target_port(candidate.slice, port.name.as_deref(), protocol)?;
-            Some((SocketAddr::new(candidate.pod, target), candidate.state?))
+            Some((SocketAddr::new(candidate.pod, target), candidate.state))
         }));
         if anywhere && !destinations.values().any(|weight| *weight > 0) {
             let message = format!("no ready endpoint of service {reference} has port {number}/{protocol}");
@@ -168,6 +169,7 @@ pub(super) fn serve(
         tables.sources.extend(sources.networks.clone().map(|networks| (key, networks)));
         plan.keys.push(key);
         tables.ledger.insert(key);
+        tables.kept.extend(unready.into_iter().map(|to| (key, to)));
         tables.services.insert(key, VirtualService { settings: settings.clone(), destinations });
     }
 }
@@ -185,15 +187,18 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
 
 /// What gets connections, with weight 1, and what keeps those it has, with weight 0. Endpoints that end and still answer
 /// get connections while no other does. One may stand in two slices while one of them is being filled: the better word
-/// counts.
-fn weights<T: Ord>(found: impl Iterator<Item = (T, State)>) -> BTreeMap<T, u32> {
+/// counts. Beside them: what is not ready, which only stays where it is.
+fn weights<T: Ord>(found: impl Iterator<Item = (T, State)>) -> (BTreeMap<T, u32>, Vec<T>) {
     let mut states: BTreeMap<T, State> = BTreeMap::new();
     for (what, state) in found {
         let entry = states.entry(what).or_insert(state);
         *entry = state.max(*entry);
     }
     let best = states.values().max().copied().unwrap_or(State::Ready).max(State::Serving);
-    states.into_iter().map(|(what, state)| (what, u32::from(state >= best))).collect()
+    let (unready, known): (Vec<_>, Vec<_>) =
+        states.into_iter().partition(|(_, state)| *state == State::Unready);
+    let weights = known.into_iter().map(|(what, state)| (what, u32::from(state >= best))).collect();
+    (weights, unready.into_iter().map(|(what, _)| what).collect())
 }
 
 /// The port of a slice's endpoints for a Service port: matched by name, as Kubernetes does.
@@ -291,6 +296,16 @@ mod tests {
         ] {
             assert_eq!(of(&states), (text.to_owned(), backends, troubles), "{states:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_longer_ready_may_stay_for_its_connections() {
+        let slices =
+            [slice(8080, &[(1, "node-1", "rs"), (2, "node-1", ""), (3, "node-1", "s"), (4, "node-1", "t")])];
+        let (text, _, _, desired) = read(http(), &slices);
+        assert_eq!(text, ["80/TCP 10.244.1.1:8080=1 10.244.1.4:8080=0"]);
+        let kept: Vec<String> = desired.tables.kept.iter().map(|(_, to)| to.to_string()).collect();
+        assert_eq!(kept, ["10.244.1.2:8080", "10.244.1.3:8080"]);
     }
 
     #[test]

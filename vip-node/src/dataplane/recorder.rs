@@ -125,7 +125,7 @@ impl Dataplane for Recorder {
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {
         let mut state = self.state();
         state.working()?;
-        let Tables { services, ledger, guarded, direct, sources } = &mut state.tables;
+        let Tables { services, ledger, guarded, direct, sources, kept: _ } = &mut state.tables;
         services.retain(|key, _| !ledger.contains(key));
         ledger.clear();
         guarded.clear();
