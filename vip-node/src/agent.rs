@@ -19,6 +19,7 @@ mod partner;
 mod programmer;
 mod report;
 mod speech;
+mod trust;
 mod view;
 mod writer;
 
@@ -45,6 +46,7 @@ use self::memory::{Memory, Refusal};
 use self::partner::Partner;
 use self::programmer::{Programmed, Programmer};
 use self::speech::{Scene, Speaker};
+use self::trust::Trust;
 use self::view::View;
 use self::writer::Writer;
 use crate::args::AgentArgs;
@@ -72,13 +74,15 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let health = Health::new();
     tokio::spawn(health.clone().serve(args.health));
     let memory = Memory::new(&args.state_dir, &args.node, &connection.cluster);
+    let writer = Writer::new(&client, &args.node);
     let mut agent = Agent {
         cluster: Cluster::watch(&client, &args.node),
         checker: Checker::new(),
         partner: Partner::start(&args.link).context("thread")?,
         programmer: Programmer::start(Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir))
             .context("thread")?,
-        speaker: Speaker::new(Writer::new(&client, &args.node)),
+        trust: Trust::new(writer.heard()),
+        speaker: Speaker::new(writer),
         health,
         started: Instant::now(),
         synced: false,
@@ -108,6 +112,7 @@ struct Agent {
     checker: Checker,
     partner: Partner,
     programmer: Programmer,
+    trust: Trust,
     speaker: Speaker,
     health: Health,
     started: Instant,
@@ -208,13 +213,17 @@ impl Agent {
     /// Brings the view up to date, from the API server or, if that does not answer, from the disk.
     fn look(&mut self) {
         if self.synced {
-            let view = self.cluster.view(&self.node.name);
+            let mut view = self.cluster.view(&self.node.name);
+            let before = self.view.as_ref().map(|view| view.slices.as_slice()).unwrap_or_default();
+            self.trust.review(before, &mut view.slices, Instant::now());
             if self.view.as_ref().is_none_or(|last| !last.is_same(&view)) {
                 self.remember.send_replace(view.clone());
             }
             self.memory = None;
             self.view = Some(view);
-        } else if self.started.elapsed() >= PATIENCE
+            return;
+        }
+        if self.started.elapsed() >= PATIENCE
             && let Some(memory) = self.memory.take()
         {
             match memory.recall(SystemTime::now()) {
@@ -229,6 +238,9 @@ impl Agent {
                     warn!("the API server does not answer, and the last known state is of no use: {refusal}")
                 }
             }
+        }
+        if self.view.is_some() {
+            self.trust.doubt(Instant::now());
         }
     }
 

@@ -56,6 +56,7 @@ pub struct Happening {
 pub struct Writer {
     outbox: watch::Sender<Outbox>,
     happenings: mpsc::Sender<Happening>,
+    heard: watch::Receiver<Option<Instant>>,
 }
 
 impl Writer {
@@ -64,11 +65,16 @@ impl Writer {
         let (outbox, wanted) = watch::channel(Outbox::default());
         // Events are a courtesy: with the API server away, what does not fit is dropped.
         let (happenings, inbox) = mpsc::channel(256);
-        tokio::spawn(
-            Task { client: client.clone(), node: node.to_owned(), sent: HashMap::new() }.run(wanted),
-        );
+        let (answered, heard) = watch::channel(None);
+        let task = Task { client: client.clone(), node: node.to_owned(), sent: HashMap::new(), answered };
+        tokio::spawn(task.run(wanted));
         tokio::spawn(publish(client.clone(), node.to_owned(), inbox));
-        Self { outbox, happenings }
+        Self { outbox, happenings, heard }
+    }
+
+    /// When the API server last answered what was written; `None`: not yet.
+    pub fn heard(&self) -> watch::Receiver<Option<Instant>> {
+        self.heard.clone()
     }
 
     /// Replaces what should be written.
@@ -99,6 +105,8 @@ struct Task {
     node: String,
     /// What was sent last to which object, and when.
     sent: HashMap<String, (Value, Instant)>,
+    /// When it was last answered.
+    answered: watch::Sender<Option<Instant>>,
 }
 
 impl Task {
@@ -158,7 +166,12 @@ impl Task {
         if self.sent.get(&key).is_some_and(|(last, at)| *last == value && at.elapsed() < REPEAT) {
             return Ok(());
         }
-        patch_status::<K>(&self.client, name, status).await?;
+        let result = patch_status::<K>(&self.client, name, status).await;
+        // A refusal is an answer too, but not that of a proxy which finds nobody behind it.
+        if result.as_ref().map_or_else(status_code, |()| Some(200)).is_some_and(|code| code < 500) {
+            self.answered.send_replace(Some(Instant::now()));
+        }
+        result?;
         self.sent.insert(key, (value, Instant::now()));
         // Objects come and go; what was sent to them need not be remembered for ever.
         self.sent.retain(|_, (_, at)| at.elapsed() < REPEAT * 12);
