@@ -231,6 +231,7 @@ impl Elections {
             self.settle();
         }
         self.announce_some();
+        self.prove_marks();
     }
 
     /// Advertisements and takeovers whose time has come.

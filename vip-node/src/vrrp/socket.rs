@@ -2,8 +2,9 @@
 //! sends past it. It knows nothing of what it carries.
 
 use std::io;
-use std::mem::size_of;
+use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, SystemTime};
 
 /// An instruction of a filter in classic BPF.
 pub type Instruction = libc::sock_filter;
@@ -17,6 +18,8 @@ pub struct Frame<'a> {
     pub own: bool,
     /// Whether it was sent to this host; else a card that hears everything has heard it.
     pub here: bool,
+    /// How long ago it arrived, by the wall clock: after that was set, anything.
+    pub age: Duration,
     /// What it carries, padding included, cut at the buffer's size.
     pub bytes: &'a [u8],
 }
@@ -49,6 +52,7 @@ impl PacketSocket {
         let this = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, index, protocol };
         let on: libc::c_int = 1;
         this.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &on)?;
+        this.set(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &on)?;
         if !filter.is_empty() {
             let len = libc::c_ushort::try_from(filter.len()).map_err(io::Error::other)?;
             let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
@@ -67,18 +71,19 @@ impl PacketSocket {
     /// `NetworkDown` and the like when the interface is going away.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<Frame<'a>>> {
         let mut from = self.link_address([0; 6]);
-        let mut length = socklen::<libc::sockaddr_ll>();
-        // SAFETY: buffer and address are valid for the sizes given.
-        let received = unsafe {
-            libc::recvfrom(
-                self.fd.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-                (&raw mut from).cast(),
-                &raw mut length,
-            )
-        };
+        // Room for one timestamp, aligned as its header has to be.
+        let mut control = [0_u64; 8];
+        let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        // SAFETY: all zeroes are a message header without any parts.
+        let mut message: libc::msghdr = unsafe { zeroed() };
+        message.msg_name = (&raw mut from).cast();
+        message.msg_namelen = socklen::<libc::sockaddr_ll>();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control);
+        // SAFETY: the header points to buffers that live here, with their sizes.
+        let received = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, 0) };
         match check(received) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
@@ -86,6 +91,9 @@ impl PacketSocket {
                 source: from.sll_addr.first_chunk().copied().unwrap_or_default(),
                 own: from.sll_ifindex == self.index,
                 here: from.sll_pkttype != libc::PACKET_OTHERHOST,
+                age: arrival(&message)
+                    .and_then(|at| SystemTime::now().duration_since(at).ok())
+                    .unwrap_or_default(),
                 bytes: buffer.get(..length).unwrap_or_default(),
             })),
         }
@@ -161,6 +169,20 @@ pub fn only(bytes: &[(u32, &[u8])]) -> Vec<Instruction> {
     }
     program.push(instruction(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0));
     program
+}
+
+/// When the kernel took a frame from the card, by the wall clock.
+fn arrival(message: &libc::msghdr) -> Option<SystemTime> {
+    // SAFETY: the kernel has filled the control buffer and said how far; the macros stay within that.
+    let time = unsafe {
+        let header = libc::CMSG_FIRSTHDR(message).as_ref()?;
+        if (header.cmsg_level, header.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) {
+            return None;
+        }
+        libc::CMSG_DATA(header).cast::<libc::timespec>().read_unaligned()
+    };
+    let seconds = Duration::from_secs(time.tv_sec.try_into().ok()?);
+    Some(SystemTime::UNIX_EPOCH + seconds + Duration::from_nanos(time.tv_nsec.try_into().ok()?))
 }
 
 fn socklen<T>() -> libc::socklen_t {

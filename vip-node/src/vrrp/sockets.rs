@@ -6,6 +6,7 @@ use std::collections::btree_map::{BTreeMap, Entry};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
@@ -94,11 +95,11 @@ impl Sockets {
         self.neighbours.keys().cloned().collect()
     }
 
-    /// The next packet of VRRP's protocol that is queued.
+    /// The next packet of VRRP's protocol that is queued, and how long ago it arrived.
     ///
     /// # Errors
     /// `NetworkDown` and the like when the interface is going away.
-    pub fn receive(&self, place: &Place) -> io::Result<Option<Packet>> {
+    pub fn receive(&self, place: &Place) -> io::Result<Option<(Packet, Duration)>> {
         self.wires.get(place).map_or(Ok(None), |wire| wire.get_ref().receive())
     }
 

@@ -8,6 +8,7 @@ mod datagram;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Type};
 use vip_core::vrrp::Family;
@@ -50,11 +51,11 @@ impl Wire {
         self.index
     }
 
-    /// The next packet that is queued; `None` when there is none.
+    /// The next packet that is queued, and how long ago it arrived; `None` when there is none.
     ///
     /// # Errors
     /// `NetworkDown` and the like when the interface is going away.
-    pub fn receive(&self) -> io::Result<Option<Packet>> {
+    pub fn receive(&self) -> io::Result<Option<(Packet, Duration)>> {
         let mut buffer = [0_u8; 2048];
         while let Some(frame) = self.socket.receive(&mut buffer)? {
             // One of a VLAN on top of this interface is heard by that one's own socket.
@@ -62,7 +63,7 @@ impl Wire {
                 && frame.here
                 && let Some(packet) = datagram::parse(frame.bytes)
             {
-                return Ok(Some(packet));
+                return Ok(Some((packet, frame.age)));
             }
         }
         Ok(None)

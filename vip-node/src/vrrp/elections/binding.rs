@@ -60,12 +60,7 @@ impl Elections {
         let now = self.now();
         // An address that is there already may be our own.
         let doubtful = failed.iter().any(|(_, error)| error.kind() == io::ErrorKind::AlreadyExists);
-        let ours = if doubtful || (!self.marks && failed.len() < keys.len()) {
-            self.addresses.ours().unwrap_or_default()
-        } else {
-            BTreeSet::new()
-        };
-        self.marks |= keys.iter().any(|key| ours.contains(key));
+        let ours = if doubtful { self.addresses.ours().unwrap_or_default() } else { BTreeSet::new() };
         for key in keys {
             let error = failed.iter().find(|(failed, _)| failed == key).map(|(_, error)| error);
             if error.is_some() && !ours.contains(key) {
@@ -73,14 +68,8 @@ impl Elections {
             }
             if let Some(id) = self.bindings.bound(now, *key) {
                 self.announcer.announce(now, &id, &[key.1]);
-                if self.marks {
-                    self.recover(&id);
-                    self.news.now();
-                } else {
-                    let message = "the kernel keeps no mark on an address (IFA_PROTO, since Linux 5.18): virtual IPs could \
-                                   not be told from the addresses of others";
-                    self.fail(&id, Reason::KernelRefused, message.to_owned(), true);
-                }
+                self.recover(&id);
+                self.news.now();
             }
         }
         for (key, error) in failed {
@@ -90,6 +79,27 @@ impl Elections {
                 let (reason, message) = refused(&id, key.1, &error);
                 self.fail(&id, reason, message, true);
             }
+        }
+    }
+
+    /// Once something was bound and announced: whether the kernel keeps our mark on it. If not, all is released.
+    pub(super) fn prove_marks(&mut self) {
+        if self.marks {
+            return;
+        }
+        let bound: Vec<(Key, RouterId)> = self.bindings.all().map(|(key, id)| (key, id.clone())).collect();
+        if bound.is_empty() {
+            return;
+        }
+        let ours = self.addresses.ours().unwrap_or_default();
+        self.marks = bound.iter().any(|(key, _)| ours.contains(key));
+        if self.marks {
+            return;
+        }
+        for id in bound.into_iter().map(|(_, id)| id).collect::<BTreeSet<_>>() {
+            let message = "the kernel keeps no mark on an address (IFA_PROTO, since Linux 5.18): virtual IPs could not be told \
+                           from the addresses of others";
+            self.fail(&id, Reason::KernelRefused, message.to_owned(), true);
         }
     }
 

@@ -1,11 +1,12 @@
 //! Advertisements that arrive: checked, counted, handed to the router they are for.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tracing::{debug, error, warn};
 use vip_core::api::VrrpState;
 use vip_core::vrrp::packet::{self, Advert, Context, Refusal};
-use vip_core::vrrp::{Family, RouterId};
+use vip_core::vrrp::{Family, RouterId, timers};
 
 use super::Elections;
 use crate::vrrp::wire::Packet;
@@ -23,8 +24,8 @@ impl Elections {
                     break;
                 }
                 match self.sockets.receive(&key) {
-                    Ok(Some(packet)) => {
-                        if let Err(refusal) = self.accept(&key.0, packet) {
+                    Ok(Some((packet, age))) => {
+                        if let Err(refusal) = self.accept(&key.0, packet, age) {
                             self.heard.refuse(refusal);
                             self.news.later(self.now());
                         }
@@ -40,7 +41,7 @@ impl Elections {
         }
     }
 
-    fn accept(&mut self, interface: &str, packet: Packet) -> Result<(), Refusal> {
+    fn accept(&mut self, interface: &str, packet: Packet, age: Duration) -> Result<(), Refusal> {
         let Packet { source, destination, hop_limit, payload } = packet;
         let local = Some(destination).filter(|address| self.network.has(interface, *address));
         let checksum = self.lan.checksum.accepted();
@@ -66,8 +67,12 @@ impl Elections {
             error!(vrid = id.vrid, interface, %source, "two routers have priority 255: one of them is misconfigured");
         }
         let now = self.epoch.elapsed();
+        // Silence begins when the packet arrived, not when this process was woken up for it. Of one that was starved the queue
+        // may have overflown, and its last packet be old.
+        let age = age.min(timers::from_centiseconds(advert.interval) / 10);
+        let arrived = now.saturating_sub(age).max(self.worked);
         let master = running.router.master();
-        let actions = running.router.receive(now, source, &advert);
+        let actions = running.router.receive(arrived, source, &advert);
         let before = running.rival(now);
         running.note_rival(now, source, advert.priority);
         if running.rival(now) != before {
