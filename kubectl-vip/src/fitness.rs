@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use vip_core::api::{DRAIN_LABEL, EXCLUDE_LABEL, Reason, VIPNode, VIPPool, VirtualIP};
-use vip_core::desired::{self, Desired, Objects, Trouble};
+use vip_core::desired::{self, Objects, Planner, Trouble};
 
 use crate::cluster::{Cluster, permitted, silence};
 use crate::exit::{Failure, Result};
@@ -135,7 +135,7 @@ impl Fitness {
                 interfaces: interfaces(node),
                 drained: false,
             };
-            let plans = Desired::new(&objects, &as_seen).vips.into_iter();
+            let plans = Planner::default().plan(&objects, &as_seen).vips.into_iter();
             let verdicts = plans.map(|plan| {
                 let candidate =
                     plan.candidate.map_err(|trouble| unplugged(node, plan.address).unwrap_or(trouble));

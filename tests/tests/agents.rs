@@ -96,7 +96,7 @@ fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew
         command::until("what is known to be on the disk", SOON, || {
             let text = fs::read_to_string(&state)?;
             let view: Value = serde_json::from_str(text.lines().nth(1).unwrap_or_default())?;
-            let vips = view["vips"].as_array().context("no virtual IPs")?;
+            let vips = view["objects"]["vips"].as_array().context("no virtual IPs")?;
             let announced = vips.iter().filter(|vip| vip["status"]["firstAnnounced"].is_string());
             let names: Vec<&Value> = announced.map(|vip| &vip["spec"]["address"]).collect();
             Ok((vips.len() == 1 && names == [&json!(vip.to_string())]).then_some(()))

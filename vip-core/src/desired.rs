@@ -1,56 +1,32 @@
 //! From the objects of the API to what this node should do: the tables of its kernel and the elections it enters.
 
 mod clients;
+mod objects;
+mod planner;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::api::{Backends, EXCLUDE_LABEL, Reason, ServiceRef, VIPPool, VirtualIP};
+pub use objects::{Backing, Objects};
+pub use planner::Planner;
+
+use crate::api::{Backends, EXCLUDE_LABEL, Reason};
 use crate::checks::Settings;
 use crate::plan::{ServiceKey, Tables};
-use crate::validate::{CheckedPool, CheckedVip, Fault, check_pools};
+use crate::validate::{CheckedPool, CheckedVip, Fault};
 use crate::vrrp::{Family, Peer, RouterConfig, RouterId, rank};
 
 /// How long a preferred node that is fit again lets the owner be, so that one that comes and goes does not take the
 /// addresses with it each time.
 const PREEMPT_DELAY: Duration = Duration::from_secs(1);
 
-/// The objects of the cluster, as last seen.
-#[derive(Clone, Debug, Default)]
-pub struct Objects {
-    /// All virtual IPs that could be read.
-    pub vips: Vec<Arc<VirtualIP>>,
-    /// Names of the virtual IPs that could not be read, and why.
-    pub malformed: Vec<(String, String)>,
-    /// All pools.
-    pub pools: Vec<Arc<VIPPool>>,
-    /// The Services of the cluster.
-    pub services: BTreeMap<ServiceRef, Arc<Service>>,
-    /// Their EndpointSlices.
-    pub slices: BTreeMap<ServiceRef, Vec<Arc<EndpointSlice>>>,
-}
-
-impl Objects {
-    /// The addresses of the endpoints that are on a node.
-    pub fn endpoints_on(&self, node: &str) -> BTreeSet<IpAddr> {
-        let endpoints = self.slices.values().flatten().flat_map(|slice| &slice.endpoints);
-        endpoints
-            .filter(|endpoint| endpoint.node_name.as_deref() == Some(node))
-            .filter_map(|endpoint| endpoint.addresses.first()?.parse().ok())
-            .collect()
-    }
-}
-
 /// This node, as far as the elections care.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
@@ -97,6 +73,8 @@ pub struct VipPlan {
     pub preferred: Option<String>,
     /// Whether no node has ever announced it.
     pub fresh: bool,
+    /// Whether that is because another machine uses it.
+    pub contested: bool,
     /// Whether it names Services: only then does owning it need the dataplane.
     pub bare: bool,
     /// The virtual services that its Services ask for.
@@ -139,6 +117,7 @@ impl VipPlan {
             vrid: 0,
             preferred: None,
             fresh: false,
+            contested: false,
             bare: false,
             keys: Vec::new(),
             parts: Vec::new(),
@@ -161,29 +140,6 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Reads the objects for one node. A malformed object yields a plan with its trouble and touches no other.
-    pub fn new(objects: &Objects, node: &Node) -> Self {
-        let pools: Vec<CheckedPool> = check_pools(objects.pools.iter().map(AsRef::as_ref)).0;
-        let mut desired = Self::default();
-        for raw in &objects.vips {
-            let name = raw.metadata.name.clone().unwrap_or_default();
-            desired.vips.push(match CheckedVip::new(raw.as_ref()) {
-                Ok(vip) => {
-                    let fresh = raw.status.as_ref().is_none_or(|status| status.first_announced.is_none());
-                    let plan = plan_vip(name, &vip, &pools, objects, node, &mut desired.tables);
-                    VipPlan { fresh, ..plan }
-                }
-                Err(fault) => VipPlan::refused(name, None, fault.into()),
-            });
-        }
-        for (name, error) in &objects.malformed {
-            let trouble = Trouble::new(Reason::Invalid, format!("VirtualIP {name} cannot be read: {error}"));
-            desired.vips.push(VipPlan::refused(name.clone(), None, trouble));
-        }
-        desired.vips.sort_by(|a, b| a.name.cmp(&b.name));
-        desired
-    }
-
     /// The elections to enter, given whether this node's kernel can serve a virtual IP. A virtual router with one
     /// address that cannot be served here is left to others as a whole, for its addresses move together.
     pub fn elections(
@@ -213,17 +169,16 @@ impl Desired {
                 let rank = rank::priority(&node.name, nodes, id.vrid, preferred);
                 // One that sees nothing to send to may only be behind with its view of the cluster: others go first.
                 let blind = vips.iter().any(|(_, vip)| vip.is_blind());
+                let those = |wanted: fn(&VipPlan) -> bool| -> BTreeSet<IpAddr> {
+                    vips.iter().filter(|(_, vip)| wanted(vip)).map(|(address, _)| *address).collect()
+                };
                 RouterConfig {
                     priority: if blind { (rank / 2).max(1) } else { rank },
                     interval,
                     preempt: (preferred == Some(&node.name)).then_some(PREEMPT_DELAY),
-                    addresses: vips
-                        .iter()
-                        .map(|(address, _)| *address)
-                        .collect::<BTreeSet<_>>()
-                        .into_iter()
-                        .collect(),
-                    fresh: vips.iter().filter(|(_, vip)| vip.fresh).map(|(address, _)| *address).collect(),
+                    addresses: those(|_| true).into_iter().collect(),
+                    fresh: those(|vip| vip.fresh),
+                    contested: those(|vip| vip.contested),
                     id,
                 }
             })
@@ -250,6 +205,7 @@ fn plan_vip(
         vrid: vip.virtual_router,
         preferred: vip.preferred_node.clone(),
         fresh: false,
+        contested: false,
         bare: vip.services.is_empty(),
         keys: Vec::new(),
         parts: Vec::new(),
@@ -313,8 +269,13 @@ fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String,
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
     use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::{ServiceRef, VirtualIP};
 
     fn from<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
         Arc::new(serde_json::from_value(value).unwrap())
@@ -354,16 +315,20 @@ mod tests {
             json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool", "metadata": {"name": "lab"},
             "spec": {"addresses": ["10.87.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}}),
         );
+        let backing = Backing { service: Some(service), slices: vec![slice(endpoints)] };
         let objects = Objects {
             vips: vec![vip("10.87.2.50", web())],
             pools: vec![pool],
-            services: [(reference("web"), service)].into(),
-            slices: [(reference("web"), vec![slice(endpoints)])].into(),
+            services: [(reference("web"), Arc::new(backing))].into(),
             ..Objects::default()
         };
         let nets = vec!["10.87.0.11/16".parse().unwrap()];
         let node = Node { name: "node-1".into(), interfaces: vec![("eth0".into(), nets)], ..Node::default() };
         (objects, node)
+    }
+
+    fn plan(objects: &Objects, node: &Node) -> Desired {
+        Planner::default().plan(objects, node)
     }
 
     fn reasons(plan: &VipPlan) -> Vec<Reason> {
@@ -373,7 +338,7 @@ mod tests {
     #[test]
     fn a_service_becomes_virtual_services_with_ready_and_draining_destinations() {
         let (objects, node) = scene();
-        let desired = Desired::new(&objects, &node);
+        let desired = plan(&objects, &node);
         let plan = &desired.vips[0];
         assert_eq!(plan.candidate, Ok("eth0".to_owned()));
         assert_eq!(plan.backends, Backends { ready: 1, total: 3 });
@@ -396,11 +361,13 @@ mod tests {
     #[test]
     fn affinity_is_the_services_unless_the_virtual_ip_says_otherwise() {
         let (mut objects, node) = scene();
-        let mut service = objects.services[&reference("web")].as_ref().clone();
+        let mut backing = objects.services[&reference("web")].as_ref().clone();
+        let mut service = backing.service.as_deref().cloned().unwrap();
         service.spec.as_mut().unwrap().session_affinity = Some("ClientIP".into());
-        objects.services.insert(reference("web"), Arc::new(service));
+        backing.service = Some(Arc::new(service));
+        objects.services.insert(reference("web"), Arc::new(backing));
         let persistence = |objects: &Objects| {
-            Desired::new(objects, &node).tables.services.values().next().unwrap().settings.persistence
+            plan(objects, &node).tables.services.values().next().unwrap().settings.persistence
         };
         assert_eq!(persistence(&objects), Some(10_800));
         let mut spec = web();
@@ -412,12 +379,12 @@ mod tests {
     #[test]
     fn a_bad_object_hurts_only_itself() {
         let (mut objects, node) = scene();
-        let good = Desired::new(&objects, &node);
+        let good = plan(&objects, &node);
         objects.vips.push(vip("10.87.2.51", json!({"services": [{"namespace": "shop", "name": "gone"}]})));
         objects.vips.push(vip("10.99.0.1", web()));
         objects.vips.push(vip("010.1", web()));
         objects.malformed.push(("10.87.2.52".into(), "number too large".into()));
-        let desired = Desired::new(&objects, &node);
+        let desired = plan(&objects, &node);
         assert_eq!(desired.tables.services, good.tables.services);
         let all: BTreeMap<&str, Vec<Reason>> =
             desired.vips.iter().map(|p| (p.name.as_str(), reasons(p))).collect();
@@ -433,12 +400,13 @@ mod tests {
         let (mut objects, node) = scene();
         let other =
             from(json!({"spec": {"ports": [{"name": "http", "port": 80}, {"name": "tls", "port": 443}]}}));
-        objects.services.insert(reference("api"), other);
+        let backing = Backing { service: Some(other), slices: Vec::new() };
+        objects.services.insert(reference("api"), Arc::new(backing));
         objects.vips = vec![vip(
             "10.87.2.50",
             json!({"services": [{"namespace": "shop", "name": "web"}, {"namespace": "shop", "name": "api"}]}),
         )];
-        let desired = Desired::new(&objects, &node);
+        let desired = plan(&objects, &node);
         assert_eq!(reasons(&desired.vips[0]), [Reason::NoEndpoints, Reason::PortClash]);
         assert_eq!(desired.tables.ledger.len(), 3);
     }
@@ -447,7 +415,7 @@ mod tests {
     fn who_may_compete() {
         let (mut objects, mut node) = scene();
         let candidate = |objects: &Objects, node: &Node| {
-            Desired::new(objects, node).vips[0].candidate.clone().map_err(|t| t.reason)
+            plan(objects, node).vips[0].candidate.clone().map_err(|t| t.reason)
         };
         node.labels.insert(EXCLUDE_LABEL.into(), String::new());
         assert_eq!(candidate(&objects, &node), Err(Reason::NodeExcluded));
@@ -467,7 +435,7 @@ mod tests {
     fn a_router_is_entered_only_when_all_of_its_addresses_can_be_served() {
         let (mut objects, node) = scene();
         objects.vips.push(vip("10.87.2.60", json!({})));
-        let desired = Desired::new(&objects, &node);
+        let desired = plan(&objects, &node);
         let others = [Peer { node: "node-2".to_owned(), ..Peer::default() }];
         let interval = Duration::from_millis(100);
         let routers = desired.elections(&node, &others, interval, |_| true);
@@ -475,11 +443,13 @@ mod tests {
         assert_eq!(routers[0].addresses.len(), 2);
         assert_eq!(desired.elections(&node, &others, interval, |_| false), []);
         let mut behind = objects.clone();
-        behind.slices.clear();
-        let blind = Desired::new(&behind, &node).elections(&node, &others, interval, |_| true);
+        for backing in behind.services.values_mut() {
+            Arc::make_mut(backing).slices.clear();
+        }
+        let blind = plan(&behind, &node).elections(&node, &others, interval, |_| true);
         assert_eq!(blind[0].priority, routers[0].priority / 2, "who sees no endpoint waits for those who do");
         objects.vips.remove(0);
-        let bare = Desired::new(&objects, &node);
+        let bare = plan(&objects, &node);
         assert_eq!(bare.elections(&node, &others, interval, |_| false).len(), 1);
     }
 }

@@ -56,6 +56,8 @@ pub struct RouterConfig {
     pub addresses: Vec<IpAddr>,
     /// Those of them that nobody has owned so far: they are probed before they are bound.
     pub fresh: BTreeSet<IpAddr>,
+    /// Those of the fresh ones that another machine had when they were probed: whoever takes over probes them again.
+    pub contested: BTreeSet<IpAddr>,
 }
 
 /// What all elections of a node have in common.

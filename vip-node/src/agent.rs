@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::api::{DataplaneStatus, Reason, VIPNodeStatus};
-use vip_core::desired::{Desired, Node, VipPlan};
+use vip_core::desired::{Desired, Node, Planner, VipPlan};
 use vip_core::vrrp::Lan;
 
 use self::checks::Checker;
@@ -89,6 +89,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         remember: memory.clone().keep().context("thread")?,
         memory: Some(memory),
         view: None,
+        planner: Planner::default(),
         desired: Desired::default(),
         bound: BTreeSet::new(),
         generation: 0,
@@ -123,6 +124,7 @@ struct Agent {
     remember: watch::Sender<View>,
     /// The cluster as it was at the last turn.
     view: Option<View>,
+    planner: Planner,
     desired: Desired,
     /// The addresses that are bound here, as the programmer was told.
     bound: BTreeSet<IpAddr>,
@@ -172,9 +174,8 @@ impl Agent {
         self.lan.peers.clone_from(&view.peers);
         self.node.drained = view.drained;
         self.node.labels.clone_from(&view.labels);
-        let objects = view.objects();
-        let mut desired = Desired::new(&objects, &self.node);
-        self.checker.turn(&objects, view, &self.lan, report, &mut desired);
+        let mut desired = self.planner.plan(&view.objects, &self.node);
+        self.checker.turn(view, &self.lan, report, &mut desired);
         if self.generation == 0 || desired.tables != self.desired.tables {
             self.generation += 1;
             self.programmer.desire(self.generation, desired.tables.clone());
@@ -213,14 +214,11 @@ impl Agent {
     /// Brings the view up to date, from the API server or, if that does not answer, from the disk.
     fn look(&mut self) {
         if self.synced {
-            let mut view = self.cluster.view(&self.node.name);
-            let before = self.view.as_ref().map(|view| view.slices.as_slice()).unwrap_or_default();
-            self.trust.review(before, &mut view.slices, Instant::now());
-            if self.view.as_ref().is_none_or(|last| !last.is_same(&view)) {
+            self.memory = None;
+            let view = self.view.get_or_insert_default();
+            if self.cluster.refresh(&self.node.name, &mut self.trust, view) {
                 self.remember.send_replace(view.clone());
             }
-            self.memory = None;
-            self.view = Some(view);
             return;
         }
         if self.started.elapsed() >= PATIENCE

@@ -164,6 +164,41 @@ fn a_fresh_address_that_is_in_use_is_left_alone_and_others_are_bound() -> Result
 }
 
 #[test]
+fn a_successor_binds_what_its_predecessor_had_and_probes_what_that_did_not_have() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let used: [IpAddr; 2] = [51, 52].map(|n| Ipv4Addr::new(10, 87, 2, n).into());
+    let claim = used.map(|address| format!("ip address add {address}/32 dev eth0")).join("; ");
+    segment.host(3).exec(&claim)?.ok()?;
+    let all = [Vrrp::start(segment.host(1), 1)?, Vrrp::start(segment.host(2), 2)?];
+    let order = |node: usize, addresses: &[IpAddr], contested: &[IpAddr]| {
+        let fresh = addresses.iter().copied().collect();
+        let contested = contested.iter().copied().collect();
+        let router = RouterConfig { fresh, contested, ..config(200, addresses) };
+        all[node].elect_all(vec![router], Lan::default())
+    };
+    // The owner has one address and leaves the other to the stranger.
+    let both = [VIP.into(), used[0]];
+    order(0, &both, &[])?;
+    command::until("the owner", SOON, || Ok(all[0].is_bound()?.then_some(())))?;
+    command::until("the claim", SOON, || Ok(all[0].report().claims.first().map(drop)))?;
+    order(1, &both, &[used[0]])?;
+    thread::sleep(Duration::from_millis(500));
+    all[0].elect_all(Vec::new(), Lan::default())?;
+    command::until("the successor", SOON, || Ok(all[1].is_bound()?.then_some(())))?;
+    // One that is new to it after that is probed too.
+    order(1, &[VIP.into(), used[0], used[1]], &[used[0]])?;
+    let claims = command::until("both claims", SOON, || {
+        let claims = all[1].report().claims;
+        Ok((claims.len() == 2).then_some(claims))
+    })?;
+    ensure!(claims.iter().all(|claim| claim.yielded), "{claims:?}");
+    for address in used {
+        ensure!(!all[1].has(address)?, "{address}, which is in use, was bound");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_foreign_claim_is_counted_and_answered() -> Result<()> {
     let segment = Segment::new(3)?;
     let all = [Vrrp::start(segment.host(1), 1)?];

@@ -174,6 +174,7 @@ pub fn config(priority: u8, addresses: &[IpAddr]) -> RouterConfig {
         preempt: None,
         addresses: addresses.to_vec(),
         fresh: [].into(),
+        contested: [].into(),
     }
 }
 

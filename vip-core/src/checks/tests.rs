@@ -40,6 +40,7 @@ fn desired(pods: u8) -> Desired {
         vrid: 100,
         preferred: None,
         fresh: false,
+        contested: false,
         bare: false,
         keys: keys.clone(),
         parts: vec![Range { start: 0, end: 2 }],

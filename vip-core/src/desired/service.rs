@@ -67,7 +67,9 @@ pub(super) fn serve(
     plan: &mut VipPlan,
 ) {
     let address = vip.address;
-    let Some(spec) = objects.services.get(reference).and_then(|service| service.spec.as_ref()) else {
+    let backing = objects.services.get(reference);
+    let service = backing.and_then(|backing| backing.service.as_ref());
+    let Some(spec) = service.and_then(|service| service.spec.as_ref()) else {
         plan.troubles
             .push(Trouble::new(Reason::ServiceNotFound, format!("service {reference} does not exist")));
         return;
@@ -79,7 +81,7 @@ pub(super) fn serve(
         return;
     }
     let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity(spec)));
-    let slices = objects.slices.get(reference).map(Vec::as_slice).unwrap_or_default();
+    let slices = backing.map(|backing| backing.slices.as_slice()).unwrap_or_default();
     let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let mut candidates: Vec<Candidate<'_>> = slices
         .iter()
@@ -222,7 +224,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::super::{Desired, Node, Objects};
+    use super::super::{Backing, Desired, Node, Objects, Planner};
     use super::*;
     use crate::api::Backends;
 
@@ -233,6 +235,10 @@ mod tests {
     /// What node-1 makes of shop/web at 10.87.2.50: the virtual services as text, the backends and the troubles.
     fn read(spec: Value, slices: &[Value]) -> (Vec<String>, Backends, Vec<Reason>, Desired) {
         let at = ServiceRef { namespace: "shop".into(), name: "web".into() };
+        let backing = Backing {
+            service: Some(from(json!({"spec": spec}))),
+            slices: slices.iter().cloned().map(from).collect(),
+        };
         let objects = Objects {
             vips: vec![from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP",
                 "metadata": {"name": "10.87.2.50"},
@@ -240,13 +246,12 @@ mod tests {
             pools: vec![from(json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool",
                 "metadata": {"name": "lab"},
                 "spec": {"addresses": ["10.87.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}}))],
-            services: [(at.clone(), from(json!({"spec": spec})))].into(),
-            slices: [(at, slices.iter().cloned().map(from).collect())].into(),
+            services: [(at, Arc::new(backing))].into(),
             ..Objects::default()
         };
         let nets = vec!["10.87.0.11/16".parse().unwrap()];
         let node = Node { name: "node-1".into(), interfaces: vec![("eth0".into(), nets)], ..Node::default() };
-        let desired = Desired::new(&objects, &node);
+        let desired = Planner::default().plan(&objects, &node);
         let services = desired.tables.services.iter();
         let text = services
             .map(|(key, service)| {

@@ -15,7 +15,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::checks::{Checks, Outcome, Probe, Verdict};
-use vip_core::desired::{Desired, Objects};
+use vip_core::desired::Desired;
 use vip_core::vrrp::Lan;
 
 use super::view::View;
@@ -67,14 +67,7 @@ impl Checker {
     }
 
     /// Brings the checks in line with what this node owns, and what they found into what it desires.
-    pub fn turn(
-        &mut self,
-        objects: &Objects,
-        view: &View,
-        lan: &Lan,
-        report: Option<&Report>,
-        desired: &mut Desired,
-    ) {
+    pub fn turn(&mut self, view: &View, lan: &Lan, report: Option<&Report>, desired: &mut Desired) {
         let routers = report.map(|report| report.routers.as_slice()).unwrap_or_default();
         let lost: BTreeSet<&str> = routers
             .iter()
@@ -82,7 +75,7 @@ impl Checker {
             .filter_map(|address| lan.peer(address))
             .map(|peer| peer.node.as_str())
             .collect();
-        self.follow_silence(&lost, objects, view);
+        self.follow_silence(&lost, view);
         let owned = report.map(Report::bound).unwrap_or_default();
         self.checks.want(self.epoch.elapsed(), &Checks::wanted(desired, &owned));
         self.running.retain(|_, (probe, task)| {
@@ -96,7 +89,7 @@ impl Checker {
     }
 
     /// Suspects the endpoints of a node that fell silent, until it is heard again: by its advertisements or by its VIPNode.
-    fn follow_silence(&mut self, lost: &BTreeSet<&str>, objects: &Objects, view: &View) {
+    fn follow_silence(&mut self, lost: &BTreeSet<&str>, view: &View) {
         let renewed = |node: &str| {
             let object = view.nodes.iter().find(|object| object.name_any() == node)?;
             object.status.as_ref()?.renew_time.clone()
@@ -104,7 +97,7 @@ impl Checker {
         self.silent.retain(|node, _| lost.contains(node.as_str()));
         for node in lost {
             if !self.silent.contains_key(*node) {
-                let pods = objects.endpoints_on(node);
+                let pods = view.objects.endpoints_on(node);
                 info!(
                     node,
                     endpoints = pods.len(),

@@ -1,9 +1,10 @@
 //! What the API server says, kept in memory: it stays valid as the last known state while the API server is away.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backon::ExponentialBuilder;
@@ -21,7 +22,9 @@ use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use vip_core::api::{DRAIN_LABEL, ServiceRef, VIPNode, VIPPool, VirtualIP};
+use vip_core::desired::{Backing, Objects};
 
+use super::trust::Trust;
 use super::view::{View, peer, service_of};
 
 /// A way to the API server.
@@ -62,23 +65,52 @@ pub struct Cluster {
     services: Store<Service>,
     slices: Store<EndpointSlice>,
     own: Store<KubeNode>,
-    changed: Arc<Notify>,
+    news: Arc<News>,
+}
+
+/// What is to be read anew.
+#[derive(Default)]
+struct News {
+    signal: Notify,
+    touched: Mutex<Touched>,
+}
+
+#[derive(Default)]
+struct Touched {
+    /// Virtual IPs or pools.
+    vips: bool,
+    /// What the agents say of their nodes, or this node's object.
+    nodes: bool,
+    /// All Services.
+    all: bool,
+    services: BTreeSet<ServiceRef>,
+    slices: Slices,
+    /// What a list has brought so far; the store too has it only when the list has ended.
+    listed: Slices,
+}
+
+/// Which EndpointSlices there are: the store finds one by its name alone.
+#[derive(Default)]
+struct Slices {
+    of: BTreeMap<ServiceRef, BTreeSet<String>>,
+    /// By namespace and name.
+    service: BTreeMap<(String, String), ServiceRef>,
 }
 
 impl Cluster {
     /// Starts to watch, on tasks of the current runtime that never end.
     pub fn watch(client: &Client, node: &str) -> Self {
-        let changed = Arc::new(Notify::new());
+        let news = Arc::new(News::default());
         let all = watcher::Config::default();
         let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
         Self {
-            vips: reflect(Api::all(client.clone()), all.clone(), &changed),
-            pools: reflect(Api::all(client.clone()), all.clone(), &changed),
-            nodes: reflect(Api::all(client.clone()), all.clone(), &changed),
-            services: reflect(Api::all(client.clone()), all.clone(), &changed),
-            slices: reflect(Api::all(client.clone()), all, &changed),
-            own: reflect(Api::all(client.clone()), own, &changed),
-            changed,
+            vips: reflect(Api::all(client.clone()), all.clone(), &news, |touched, _| touched.vips = true),
+            pools: reflect(Api::all(client.clone()), all.clone(), &news, |touched, _| touched.vips = true),
+            nodes: reflect(Api::all(client.clone()), all.clone(), &news, |touched, _| touched.nodes = true),
+            services: reflect(Api::all(client.clone()), all.clone(), &news, Touched::service),
+            slices: reflect(Api::all(client.clone()), all, &news, Touched::slice),
+            own: reflect(Api::all(client.clone()), own, &news, |touched, _| touched.nodes = true),
+            news,
         }
     }
 
@@ -95,44 +127,158 @@ impl Cluster {
 
     /// Waits for a change since the last call.
     pub async fn changed(&self) {
-        self.changed.notified().await;
+        self.news.signal.notified().await;
     }
 
-    /// What is known now.
-    pub fn view(&self, own: &str) -> View {
-        let mut view = View::default();
+    /// Brings a view up to date with what has changed since the last call, as far as it is to be trusted; whether anything of it
+    /// is worth remembering.
+    pub fn refresh(&self, own: &str, trust: &mut Trust, view: &mut View) -> bool {
+        let now = Instant::now();
+        let mut touched = self.news.touched();
+        touched.services.append(&mut trust.review(now));
+        let Touched { vips, nodes, all, services, .. } = &mut *touched;
+        let (vips, nodes, all) = (std::mem::take(vips), std::mem::take(nodes), std::mem::take(all));
+        let services = std::mem::take(services);
+        let mut news = nodes && self.refresh_nodes(own, view);
+        if vips {
+            self.refresh_vips(&mut view.objects);
+            news = true;
+        }
+        let known = &mut view.objects.services;
+        let stale: BTreeSet<ServiceRef> = if vips || all {
+            let wanted: BTreeSet<&ServiceRef> =
+                view.objects.vips.iter().flat_map(|vip| &vip.spec.services).collect();
+            known.retain(|service, _| wanted.contains(service));
+            let stale =
+                |service: &&ServiceRef| all || services.contains(*service) || !known.contains_key(*service);
+            wanted.into_iter().filter(stale).cloned().collect()
+        } else {
+            services.into_iter().filter(|service| known.contains_key(service)).collect()
+        };
+        for service in stale {
+            let mut said = self.backing(&service, &touched.slices);
+            if let Some(before) = known.get(&service) {
+                trust.judge(&service, &before.slices, &mut said.slices, now);
+            }
+            known.insert(service, Arc::new(said));
+            news = true;
+        }
+        news
+    }
+
+    fn refresh_vips(&self, objects: &mut Objects) {
+        (objects.vips, objects.malformed) = (Vec::new(), Vec::new());
         for vip in self.vips.state() {
             match &vip.parsed {
-                Ok(parsed) => view.vips.push(parsed.clone()),
-                Err(error) => view.malformed.push((vip.name_any(), error.clone())),
+                Ok(parsed) => objects.vips.push(parsed.clone()),
+                Err(error) => objects.malformed.push((vip.name_any(), error.clone())),
             }
         }
-        let wanted = View::wanted(&view.vips);
-        let service = |reference: &&ServiceRef| {
-            self.services.get(&ObjectRef::new(&reference.name).within(&reference.namespace))
-        };
-        view.services = wanted.iter().filter_map(service).collect();
-        let mut slices = self.slices.state();
-        slices.retain(|slice| service_of(slice).is_some_and(|service| wanted.contains(&service)));
-        view.slices = slices;
-        view.pools = self.pools.state().iter().filter_map(|pool| pool.parsed.clone().ok()).collect();
+        objects.pools = self.pools.state().iter().filter_map(|pool| pool.parsed.clone().ok()).collect();
+        // Stores give what they have in any order.
+        objects.vips.sort_by_cached_key(|vip| vip.name_any());
+        objects.pools.sort_by_cached_key(|pool| pool.name_any());
+    }
+
+    /// Whether more has changed than what is of the moment.
+    fn refresh_nodes(&self, own: &str, view: &mut View) -> bool {
         view.nodes = self.nodes.state().iter().filter_map(|node| node.parsed.clone().ok()).collect();
+        view.nodes.sort_by_cached_key(|node| node.name_any());
         view.own = self.own.state().into_iter().next();
-        view.sort();
-        view.peers = view.nodes.iter().filter(|node| node.name_any() != own).map(|node| peer(node)).collect();
-        view.drained =
+        let others = view.nodes.iter().filter(|node| node.name_any() != own);
+        let peers = others.map(|node| peer(node)).collect();
+        let drained =
             view.nodes.iter().any(|node| node.name_any() == own && node.labels().contains_key(DRAIN_LABEL));
-        view.labels = view.own.as_ref().map(|node| node.labels().clone()).unwrap_or_default();
-        view
+        let labels = view.own.as_ref().map(|node| node.labels().clone()).unwrap_or_default();
+        let news = (&view.peers, &view.labels, view.drained) != (&peers, &labels, drained);
+        (view.peers, view.labels, view.drained) = (peers, labels, drained);
+        news
+    }
+
+    fn backing(&self, reference: &ServiceRef, known: &Slices) -> Backing {
+        let ServiceRef { namespace, name } = reference;
+        let slice = |name: &String| self.slices.get(&ObjectRef::new(name).within(namespace));
+        let names = known.of.get(reference).into_iter().flatten();
+        Backing {
+            service: self.services.get(&ObjectRef::new(name).within(namespace)),
+            slices: names.filter_map(slice).collect(),
+        }
     }
 }
 
-fn reflect<K>(api: Api<K>, config: watcher::Config, changed: &Arc<Notify>) -> Store<K>
+impl News {
+    fn touched(&self) -> MutexGuard<'_, Touched> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Touched {
+    fn service(&mut self, event: &watcher::Event<Service>) {
+        match event {
+            watcher::Event::Init | watcher::Event::InitApply(_) => {}
+            // What vanished between two lists is in no event.
+            watcher::Event::InitDone => self.all = true,
+            watcher::Event::Apply(service) | watcher::Event::Delete(service) => {
+                let namespace = service.namespace().unwrap_or_default();
+                self.services.insert(ServiceRef { namespace, name: service.name_any() });
+            }
+        }
+    }
+
+    fn slice(&mut self, event: &watcher::Event<EndpointSlice>) {
+        match event {
+            watcher::Event::Init => self.listed = Slices::default(),
+            watcher::Event::InitApply(slice) => {
+                self.listed.put(slice, service_of(slice));
+            }
+            watcher::Event::InitDone => {
+                self.slices = std::mem::take(&mut self.listed);
+                self.all = true;
+            }
+            watcher::Event::Apply(slice) => {
+                self.services.extend(self.slices.put(slice, service_of(slice)));
+            }
+            watcher::Event::Delete(slice) => self.services.extend(self.slices.put(slice, None)),
+        }
+    }
+}
+
+impl Slices {
+    /// Notes the Service of a slice; returns the Services that this concerns.
+    fn put(&mut self, slice: &EndpointSlice, service: Option<ServiceRef>) -> Vec<ServiceRef> {
+        let (namespace, name) = (slice.namespace().unwrap_or_default(), slice.name_any());
+        let key = (namespace, name.clone());
+        let before = match &service {
+            Some(service) => self.service.insert(key, service.clone()),
+            None => self.service.remove(&key),
+        };
+        if let Some(before) = before.as_ref().filter(|before| service.as_ref() != Some(before))
+            && let Some(names) = self.of.get_mut(before)
+        {
+            names.remove(&name);
+            if names.is_empty() {
+                self.of.remove(before);
+            }
+        }
+        if let Some(service) = &service {
+            self.of.entry(service.clone()).or_default().insert(name);
+        }
+        before.into_iter().chain(service).collect()
+    }
+}
+
+/// Watches one kind; `touch` notes what an event concerns.
+fn reflect<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    news: &Arc<News>,
+    touch: impl Fn(&mut Touched, &watcher::Event<K>) + Send + 'static,
+) -> Store<K>
 where
     K: Resource<DynamicType = ()> + ResourceExt + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
-    let changed = changed.clone();
+    let news = news.clone();
     let kind = K::plural(&()).into_owned();
     let stream = watcher(api, config)
         .backoff(retry())
@@ -151,8 +297,9 @@ where
                         failing = false;
                         info!(kind, "the API server answers again");
                     }
+                    touch(&mut news.touched(), &event);
                     if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
-                        changed.notify_one();
+                        news.signal.notify_one();
                     }
                 }
                 Err(error) if !failing => {
@@ -239,6 +386,39 @@ impl<K: Resource<DynamicType = ()>> Resource for Lenient<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn slice(name: &str, service: &str) -> EndpointSlice {
+        serde_json::from_value(serde_json::json!({"addressType": "IPv4", "endpoints": [],
+            "metadata": {"namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": service}}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn slices_are_found_by_their_service_also_while_they_are_listed_anew() {
+        use watcher::Event;
+        let mut touched = Touched::default();
+        let known = |touched: &Touched| {
+            let of = touched.slices.of.iter();
+            of.map(|(service, names)| format!("{service}: {names:?}")).collect::<Vec<_>>().join(" ")
+        };
+        for event in [Event::Init, Event::InitApply(slice("a", "web")), Event::InitApply(slice("b", "web"))] {
+            touched.slice(&event);
+            assert_eq!(known(&touched), "");
+        }
+        touched.slice(&Event::InitDone);
+        assert_eq!(known(&touched), r#"shop/web: {"a", "b"}"#);
+        // One that changes its Service concerns both.
+        touched.slice(&Event::Apply(slice("b", "api")));
+        assert_eq!(known(&touched), r#"shop/api: {"b"} shop/web: {"a"}"#);
+        assert_eq!(touched.services.len(), 2);
+        touched.slice(&Event::Delete(slice("a", "web")));
+        assert_eq!(known(&touched), r#"shop/api: {"b"}"#);
+        touched.slice(&Event::Init);
+        touched.slice(&Event::InitApply(slice("c", "web")));
+        assert_eq!(known(&touched), r#"shop/api: {"b"}"#);
+        touched.slice(&Event::InitDone);
+        assert_eq!(known(&touched), r#"shop/web: {"c"}"#);
+    }
 
     #[test]
     fn a_malformed_object_is_kept_with_its_error() {

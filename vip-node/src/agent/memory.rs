@@ -20,7 +20,7 @@ use super::view::View;
 /// Name of the file in its folder.
 const FILE: &str = "cluster.state";
 /// Changes when a [`View`] is written in another way.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A state that is older is not used: nobody knows who has been given the addresses since.
 const OLDEST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// At least so long between two writes: a rollout changes endpoints many times a second.
@@ -200,9 +200,14 @@ mod tests {
 
     fn view() -> View {
         serde_json::from_value(json!({
-            "vips": [{"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": "10.87.2.50"},
-                      "spec": {"address": "10.87.2.50", "virtualRouter": 7}}],
-            "pools": [], "services": [], "slices": [],
+            "objects": {
+                "vips": [{"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": "10.87.2.50"},
+                          "spec": {"address": "10.87.2.50", "virtualRouter": 7,
+                                   "services": [{"namespace": "shop", "name": "web"}]}}],
+                "pools": [],
+                "services": [[{"namespace": "shop", "name": "web"},
+                              {"service": {"spec": {"ports": [{"port": 80}]}}, "slices": []}]]
+            },
             "peers": [{"node": "node-2", "addresses": ["10.87.0.12"], "macs": []}],
             "labels": {"edge": "yes"}, "drained": false
         }))
@@ -231,8 +236,8 @@ mod tests {
         assert_eq!(words(&memory(&folder, "node-1", "test"), NOW), "it is of another cluster");
         assert_eq!(words(&ours, NOW + OLDEST * 2), "it is 14 days old");
         let text = fs::read_to_string(folder.join(FILE)).unwrap();
-        fs::write(folder.join(FILE), text.replace("\"version\":1", "\"version\":9")).unwrap();
-        assert_eq!(words(&ours, NOW), "its format is 9, this version reads 1");
+        fs::write(folder.join(FILE), text.replace("\"version\":2", "\"version\":9")).unwrap();
+        assert_eq!(words(&ours, NOW), "its format is 9, this version reads 2");
         fs::write(folder.join(FILE), &text[..text.len() - 1]).unwrap();
         assert_eq!(words(&ours, NOW), "it is damaged: its checksum is wrong");
         fs::remove_dir_all(&folder).unwrap();

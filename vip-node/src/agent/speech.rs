@@ -244,7 +244,7 @@ fn is_live(node: &VIPNode, now: &Time) -> bool {
 }
 
 fn speak_for_pools(scene: &Scene<'_>, outbox: &mut Outbox) {
-    let raw = &scene.view.pools;
+    let raw = &scene.view.objects.pools;
     let taken = scene.desired.vips.iter().filter_map(|plan| plan.address).collect();
     for pool in check_pools(raw.iter().map(AsRef::as_ref)).0 {
         let total = pool.addresses.len_u64();

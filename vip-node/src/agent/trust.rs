@@ -2,13 +2,14 @@
 //! plane calls the nodes, and with them every endpoint in the cluster, not ready, until each kubelet was heard again: some
 //! seconds in which no Service would have a backend, though nothing has happened to any of them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tokio::sync::watch;
 use tracing::{info, warn};
-use vip_core::api::RENEW_SECONDS;
+use vip_core::api::{RENEW_SECONDS, ServiceRef};
 
 /// An API server that has not answered for this long is away: each agent has something to write every [`RENEW_SECONDS`].
 /// Kubernetes waits for twice as long before it calls a node not ready.
@@ -23,14 +24,14 @@ pub struct Trust {
     heard: watch::Receiver<Option<Instant>>,
     /// Until then it is not believed that an endpoint is not ready.
     until: Option<Instant>,
-    /// What it said, and what is believed instead.
-    held: Vec<(Arc<EndpointSlice>, Arc<EndpointSlice>)>,
+    /// Services of which something else is believed than was said.
+    held: BTreeSet<ServiceRef>,
 }
 
 impl Trust {
     /// Believes everything, as long as there are answers.
     pub fn new(heard: watch::Receiver<Option<Instant>>) -> Self {
-        Self { heard, until: None, held: Vec::new() }
+        Self { heard, until: None, held: BTreeSet::new() }
     }
 
     /// This node goes on from what it remembers, for the API server does not answer.
@@ -38,44 +39,45 @@ impl Trust {
         self.until = Some(now + GRACE);
     }
 
-    /// Puts what is believed in the place of what the API server says. Both are in the order of their names; `before` is what
-    /// was believed last.
-    pub fn review(&mut self, before: &[Arc<EndpointSlice>], said: &mut [Arc<EndpointSlice>], now: Instant) {
+    /// To be asked before others; the Services that are to be read again, because what was said of them counts from now on.
+    pub fn review(&mut self, now: Instant) -> BTreeSet<ServiceRef> {
         if self.heard.borrow().is_some_and(|at| now.duration_since(at) > AWAY) {
             self.doubt(now);
         }
+        if self.until.is_none_or(|until| now < until) {
+            return BTreeSet::new();
+        }
+        self.until = None;
+        if !self.held.is_empty() {
+            info!("endpoints that were held ready after the API server's return are what it says again");
+        }
+        std::mem::take(&mut self.held)
+    }
+
+    /// Puts what is believed of a Service's slices in the place of what was said; both are in the order of their names.
+    pub fn judge(
+        &mut self,
+        service: &ServiceRef,
+        before: &[Arc<EndpointSlice>],
+        said: &mut [Arc<EndpointSlice>],
+        now: Instant,
+    ) {
         if self.until.is_none_or(|until| now >= until) {
-            self.until = None;
-            if !self.held.is_empty() {
-                info!("endpoints that were held ready after the API server's return are what it says again");
-                self.held.clear();
-            }
             return;
         }
-        let known = self.held.len();
-        let held = std::mem::take(&mut self.held);
-        let mut before = before.iter().peekable();
         for slice in said {
-            while before.next_if(|old| name(old) < name(slice)).is_some() {}
-            let old = before.next_if(|old| name(old) == name(slice));
-            let believed = match held.iter().find(|(said, _)| Arc::ptr_eq(said, slice)) {
-                Some((_, believed)) => Some(believed.clone()),
-                None => old.and_then(|old| hold(old, slice)),
-            };
-            if let Some(believed) = believed {
-                self.held.push((std::mem::replace(slice, believed.clone()), believed));
+            let old = before.iter().find(|old| old.metadata.name == slice.metadata.name);
+            if let Some(believed) = old.and_then(|old| hold(old, slice)) {
+                *slice = believed;
+                if self.held.is_empty() {
+                    warn!(
+                        "the API server was away and now calls endpoints not ready that were: they are held ready for {GRACE:?} at most"
+                    );
+                }
+                self.held.insert(service.clone());
             }
         }
-        if known == 0 && !self.held.is_empty() {
-            warn!(
-                "the API server was away and now calls endpoints not ready that were: they are held ready for {GRACE:?} at most"
-            );
-        }
     }
-}
-
-fn name(slice: &EndpointSlice) -> (Option<&str>, Option<&str>) {
-    (slice.metadata.namespace.as_deref(), slice.metadata.name.as_deref())
 }
 
 /// A slice whose endpoints are as ready as they were, if that makes a difference. What ends, ends.
@@ -131,31 +133,33 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let (answers, heard) = watch::channel(Some(at(0)));
         let mut trust = Trust::new(heard);
-        let other = slice("api", &[(9, "ra")]);
+        let service = ServiceRef { namespace: "shop".into(), name: "web".into() };
         let good = slice("web", &[(1, "ra"), (2, "ra"), (3, "ra"), (4, "xa"), (5, "ra")]);
-        let mut believed = Vec::new();
-        let mut look = |said: &[&Arc<EndpointSlice>], seconds| {
-            let mut now: Vec<_> = said.iter().map(|slice| Arc::clone(slice)).collect();
-            trust.review(&believed, &mut now, at(seconds));
-            believed = now;
-            believed.clone()
+        let mut believed: Vec<Arc<EndpointSlice>> = Vec::new();
+        // What is believed, and how many Services are to be read again.
+        let mut look = |said: &Arc<EndpointSlice>, seconds| {
+            let again = trust.review(at(seconds)).len();
+            let mut now = vec![slice("api", &[]), said.clone()];
+            trust.judge(&service, &believed, &mut now, at(seconds));
+            believed.clone_from(&now);
+            (now[1].clone(), again)
         };
         // While it answers, it is believed.
-        assert!(Arc::ptr_eq(&look(&[&other, &good], 15)[1], &good));
+        let (now, _) = look(&good, 15);
+        assert!(Arc::ptr_eq(&now, &good));
         // It was away for long; then one pod ends, one is another with the same address, one was never ready.
-        look(&[&other, &good], 40);
+        look(&good, 40);
         let bad = slice("web", &[(1, "xa"), (2, "ta"), (3, "xb"), (4, "xa"), (5, "ra")]);
         answers.send_replace(Some(at(45)));
-        let now = look(&[&other, &bad], 46);
-        assert_eq!(ready(&now[1]), [true, false, false, false, true]);
-        assert!(Arc::ptr_eq(&now[0], &other));
-        // The same answer gives the same objects, and a newer one starts from what is believed.
+        assert_eq!(ready(&look(&bad, 46).0), [true, false, false, false, true]);
         answers.send_replace(Some(at(56)));
-        assert!(Arc::ptr_eq(&look(&[&other, &bad], 57)[1], &now[1]));
         let worse = slice("web", &[(1, "xa"), (5, "xa")]);
-        assert_eq!(ready(&look(&[&worse], 58)[0]), [true, true]);
+        assert_eq!(ready(&look(&worse, 58).0), [true, true]);
         answers.send_replace(Some(at(95)));
-        assert_eq!(ready(&look(&[&worse], 99)[0]), [true, true]);
-        assert!(Arc::ptr_eq(&look(&[&worse], 101)[0], &worse));
+        let (now, again) = look(&worse, 99);
+        assert_eq!((ready(&now), again), (vec![true, true], 0));
+        let (now, again) = look(&worse, 101);
+        assert!(Arc::ptr_eq(&now, &worse));
+        assert_eq!((again, trust.review(at(102)).len()), (1, 0));
     }
 }

@@ -1,14 +1,14 @@
 //! What is known of the cluster at one moment: from the watches, or from the node's memory while the API server is away.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Node as KubeNode, Service};
+use k8s_openapi::api::core::v1::Node as KubeNode;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
-use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP};
+use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
 use vip_core::desired::Objects;
 use vip_core::vrrp::Peer;
 
@@ -19,17 +19,8 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct View {
-    /// All virtual IPs that could be read.
-    pub vips: Vec<Arc<VirtualIP>>,
-    /// Names of the virtual IPs that could not be read, and why.
-    #[serde(skip)]
-    pub malformed: Vec<(String, String)>,
-    /// All pools.
-    pub pools: Vec<Arc<VIPPool>>,
-    /// The Services that virtual IPs name.
-    pub services: Vec<Arc<Service>>,
-    /// The EndpointSlices of these Services.
-    pub slices: Vec<Arc<EndpointSlice>>,
+    /// What this node's duties follow from; of the Services only those that virtual IPs name.
+    pub objects: Objects,
     /// The other agents.
     pub peers: Vec<Peer>,
     /// The labels of this node.
@@ -45,56 +36,11 @@ pub struct View {
 }
 
 impl View {
-    /// The Services that the virtual IPs name.
-    pub fn wanted(vips: &[Arc<VirtualIP>]) -> BTreeSet<&ServiceRef> {
-        vips.iter().flat_map(|vip| &vip.spec.services).collect()
-    }
-
-    /// Puts what has a name into the order of the names: stores give it in any.
-    pub fn sort(&mut self) {
-        self.vips.sort_by_cached_key(|vip| vip.name_any());
-        self.pools.sort_by_cached_key(|pool| pool.name_any());
-        self.slices.sort_by_cached_key(|slice| (slice.namespace(), slice.name_any()));
-        self.nodes.sort_by_cached_key(|node| node.name_any());
-    }
-
-    /// The objects from which this node's duties follow.
-    pub fn objects(&self) -> Objects {
-        let services = self.services.iter().map(|service| {
-            let namespace = service.namespace().unwrap_or_default();
-            (ServiceRef { namespace, name: service.name_any() }, service.clone())
-        });
-        let mut slices: BTreeMap<ServiceRef, Vec<Arc<EndpointSlice>>> = BTreeMap::new();
-        for slice in &self.slices {
-            if let Some(service) = service_of(slice) {
-                slices.entry(service).or_default().push(slice.clone());
-            }
-        }
-        Objects {
-            vips: self.vips.clone(),
-            malformed: self.malformed.clone(),
-            pools: self.pools.clone(),
-            services: services.collect(),
-            slices,
-        }
-    }
-
     /// A virtual IP by name.
     pub fn vip(&self, name: &str) -> Option<&Arc<VirtualIP>> {
-        self.vips.iter().find(|vip| vip.metadata.name.as_deref() == Some(name))
-    }
-
-    /// Whether all that is remembered is the same. Objects that did not change are shared, so nothing is compared by
-    /// its contents.
-    pub fn is_same(&self, other: &Self) -> bool {
-        fn same<T>(here: &[Arc<T>], there: &[Arc<T>]) -> bool {
-            here.len() == there.len() && here.iter().zip(there).all(|(a, b)| Arc::ptr_eq(a, b))
-        }
-        same(&self.vips, &other.vips)
-            && same(&self.pools, &other.pools)
-            && same(&self.services, &other.services)
-            && same(&self.slices, &other.slices)
-            && (&self.peers, &self.labels, self.drained) == (&other.peers, &other.labels, other.drained)
+        let vips = &self.objects.vips;
+        let at = vips.binary_search_by(|vip| vip.metadata.name.as_deref().unwrap_or_default().cmp(name));
+        vips.get(at.ok()?)
     }
 }
 

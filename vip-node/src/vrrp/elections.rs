@@ -41,8 +41,8 @@ const TURN: Duration = Duration::from_secs(1);
 struct Running {
     router: Router,
     index: u32,
-    /// A master other than us was heard: whoever takes over from it does not bind for the first time.
-    succeeds: bool,
+    /// What another master was heard to have: whoever takes over from it does not bind that for the first time.
+    inherits: Vec<IpAddr>,
     /// Another router with the priority of an address owner was complained of.
     rivalled: bool,
     /// Another router of ours that advertises although we are master.
@@ -382,7 +382,8 @@ impl Elections {
         }
         let mut router = Router::new(config, place.source);
         let actions = router.start(now);
-        let running = Running { router, index: place.index, succeeds: false, rivalled: false, rival: None };
+        let running =
+            Running { router, index: place.index, inherits: Vec::new(), rivalled: false, rival: None };
         self.running.insert(id.clone(), running);
         self.act(&id, actions);
     }

@@ -197,7 +197,15 @@ mod tests {
         let addresses: Vec<IpAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
         let family = addresses.first().map_or(Family::V4, |address| Family::of(*address));
         let id = RouterId { interface: "eth0".into(), family, vrid: 7 };
-        RouterConfig { id, priority: 100, interval: NOW / 100, preempt: None, addresses, fresh: [].into() }
+        RouterConfig {
+            id,
+            priority: 100,
+            interval: NOW / 100,
+            preempt: None,
+            addresses,
+            fresh: [].into(),
+            contested: [].into(),
+        }
     }
 
     #[test]

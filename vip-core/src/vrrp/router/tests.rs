@@ -1,7 +1,5 @@
 //! What a router does beyond the table of cases: leaving, offering, new settings. And what the tests of routers share.
 
-use std::collections::BTreeSet;
-
 use super::*;
 use crate::vrrp::packet::MAX_LISTED;
 use crate::vrrp::{Family, RouterId};
@@ -14,7 +12,15 @@ pub(super) fn ip(last: u8) -> IpAddr {
 
 pub(super) fn config(priority: u8, preempt: Option<Duration>) -> RouterConfig {
     let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
-    RouterConfig { id, priority, interval: SECOND, preempt, addresses: vec![ip(50)], fresh: BTreeSet::new() }
+    RouterConfig {
+        id,
+        priority,
+        interval: SECOND,
+        preempt,
+        addresses: vec![ip(50)],
+        fresh: [].into(),
+        contested: [].into(),
+    }
 }
 
 pub(super) fn backup(priority: u8, preempt: Option<Duration>) -> Router {

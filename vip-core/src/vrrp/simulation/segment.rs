@@ -140,6 +140,7 @@ pub(super) fn config(
         preempt,
         addresses: vec![[10, 87, 2, 50].into()],
         fresh: BTreeSet::new(),
+        contested: BTreeSet::new(),
     }
 }
 

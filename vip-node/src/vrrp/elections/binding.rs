@@ -17,8 +17,10 @@ impl Elections {
         let Some(running) = self.running.get(id) else { return };
         let (index, now) = (running.index, self.now());
         for address in addresses {
-            let fresh = !running.succeeds && running.router.config().fresh.contains(address);
-            if fresh && !self.proven.contains(&(id.clone(), *address)) {
+            let config = running.router.config();
+            let inherited = running.inherits.contains(address) && !config.contested.contains(address);
+            if config.fresh.contains(address) && !inherited && !self.proven.contains(&(id.clone(), *address))
+            {
                 self.prober.start(now, &id.interface, *address);
             } else if self.bindings.want(id, (index, *address)) {
                 self.announcer.announce(now, id, &[*address]);

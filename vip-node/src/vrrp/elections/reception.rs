@@ -61,7 +61,9 @@ impl Elections {
             self.ignore(&id, source, &advert);
             return Err(Refusal::Foreign);
         }
-        running.succeeds |= advert.priority > 0 && running.router.state() == VrrpState::Backup;
+        if advert.priority > 0 && running.router.state() == VrrpState::Backup {
+            running.inherits.clone_from(&advert.addresses);
+        }
         let rival = advert.priority == 255 && running.router.config().priority == 255;
         if rival && !std::mem::replace(&mut running.rivalled, true) {
             error!(vrid = id.vrid, interface, %source, "two routers have priority 255: one of them is misconfigured");
