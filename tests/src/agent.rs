@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::{Lab, Node, command};
 
@@ -23,12 +23,14 @@ impl<'a> Agent<'a> {
         Self { lab, node: lab.node(node) }
     }
 
-    /// Its process. All nodes share the machine's processes: its own is the one in its network.
+    /// Its process.
     pub fn process(&self) -> Result<u32> {
-        let find = "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x vip-node); do [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] \
-                    && tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'vip-node agent' && echo $p; done; true";
-        let pid = self.node.exec(find)?.ok()?.stdout;
-        pid.trim().parse().with_context(|| format!("not one agent on {}: {pid:?}", self.node.name()))
+        let mut agents = self.node.processes("vip-node")?;
+        agents.retain(|(_, words)| words.iter().any(|word| word == "agent"));
+        match agents.as_slice() {
+            [(process, _)] => Ok(*process),
+            _ => bail!("not one agent on {}: {agents:?}", self.node.name()),
+        }
     }
 
     /// Ends its process without a word.

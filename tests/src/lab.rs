@@ -446,6 +446,21 @@ impl Node<'_> {
     pub fn exec_for(&self, command: &str, limit: Duration) -> Result<Output> {
         self.lab.machine().exec(Some(self.number), command, limit, |_, _| {})
     }
+
+    /// The processes of some names in the node's network, and the words of their command lines. All nodes share the machine's
+    /// processes: these are the ones in its network. `names` is a pattern of `pgrep`.
+    pub fn processes(&self, names: &str) -> Result<Vec<(u32, Vec<String>)>> {
+        let find = format!(
+            "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x '{names}'); do [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] \
+             && echo $p $(tr '\\0' ' ' < /proc/$p/cmdline); done; true"
+        );
+        let text = self.exec(&find)?.ok()?.stdout;
+        let process = |line: &str| {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            Some((words.next()?.parse().ok()?, words.collect()))
+        };
+        Ok(text.lines().filter_map(process).collect())
+    }
 }
 
 impl VmHandle<'_> {

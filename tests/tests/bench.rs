@@ -17,6 +17,8 @@ mod dataplane;
 mod faults;
 #[path = "bench/lateness.rs"]
 mod lateness;
+#[path = "bench/loader.rs"]
+mod loader;
 #[path = "agents/node.rs"]
 #[allow(dead_code, reason = "the tests of the api tier use more of it")]
 mod node;
@@ -67,11 +69,11 @@ const SECTIONS: [Section; 7] = [
 
 fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
-    if let Some((dataplane::INSIDE, rest)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        return dataplane::run(rest);
-    }
-    if words == [cluster::WATCH] {
-        return cluster::watch();
+    match words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some((dataplane::INSIDE, rest)) => return dataplane::run(rest),
+        Some((cluster::WATCH, _)) => return cluster::watch(),
+        Some((cluster::CHANGE, rest)) => return cluster::change(rest),
+        _ => {}
     }
     interrupt::on_interrupt(|| {
         Segment::remove_all();
@@ -145,6 +147,15 @@ fn loss() -> Result<()> {
         println!("one owner after healing: {} ms at the slowest", slowest.as_millis());
         Ok(())
     })
+}
+
+/// A time of sorted ones: so many of a hundred took no longer.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted.get(sorted.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default()
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
 /// The agent as it is in the image; in the lab's machine it is beside this program.

@@ -6,15 +6,22 @@ mod ends;
 mod flushes;
 #[path = "cluster/footprint.rs"]
 mod footprint;
+#[path = "cluster/scale.rs"]
+mod scale;
 
-use std::time::Duration;
+use std::{env, fs, net::Ipv4Addr, thread, time::Duration};
 
-use anyhow::Result;
-use lab::{Lab, Parts, product, workload::Workload};
+use anyhow::{Context, Result};
+use lab::{Lab, Node, Parts, product, workload::Workload};
 
 pub use flushes::{WATCH, watch};
+pub use scale::{CHANGE, change};
 
 const NAMESPACE: &str = "bench";
+/// After the last change, before memory is looked at.
+const SETTLE: Duration = Duration::from_secs(20);
+/// Where programs and words to them are on a node.
+const PLACE: &str = "/run/lab";
 /// How long anything may take.
 const SOON: Duration = Duration::from_secs(60);
 
@@ -29,10 +36,23 @@ fn within(lab: &Lab) -> Result<()> {
     lab.kubectl_for(Duration::from_secs(300), ["vip", "install", "--pool", "lab=10.87.2.50-10.87.2.199"])?
         .ok()?;
     lab.kubectl(["vip", "expose", "svc/web", "-n", NAMESPACE])?.ok()?;
-    footprint::memory(lab)?;
+    let owner = product::wait_one_owner(lab, product::address_of::<Ipv4Addr>(lab, NAMESPACE, "web")?, SOON)?;
+    thread::sleep(SETTLE);
+    println!("resident memory with one virtual IP, MiB:");
+    for node in lab.nodes() {
+        footprint::memory(&node, if node.number() == owner.number { "owner" } else { "standby" })?;
+    }
     ends::killed(lab, &web)?;
     ends::rolled(lab)?;
-    flushes::flushed(lab)
+    flushes::flushed(lab)?;
+    scale::measure(lab)
+}
+
+/// Puts this program on a node, where it runs its other half.
+fn bring(lab: &Lab, node: &Node<'_>) -> Result<()> {
+    let program = lab.shared_dir().join("bench");
+    fs::copy(env::current_exe()?, &program).context("can't copy the program into the machine")?;
+    node.exec(&format!("cp {} {PLACE}/bench", program.display()))?.ok().map(drop)
 }
 
 /// Exposes several Services and waits until each has an owner.

@@ -1,13 +1,13 @@
 //! The kernel's tables at size, in the lab's machine: loading them, changing one entry, filling them again after a flush, and
 //! the adverts meanwhile.
 //!
-//! The program copies itself into the machine and runs its second half ([`inside`]) there. The baseline is a [`loader`] that sends
+//! The program copies itself into the machine and runs its second half ([`inside`]) there. The baseline is a [`loader`](crate::loader) that sends
 //! the same messages to IPVS and does nothing else.
 
 #[path = "dataplane/inside.rs"]
 mod inside;
-#[path = "dataplane/loader.rs"]
-mod loader;
+#[path = "dataplane/rival.rs"]
+mod rival;
 
 use std::{
     env, fs,
@@ -51,7 +51,7 @@ fn within(lab: &Lab) -> Result<()> {
 }
 
 /// A little work for the processor alone, the fastest of ten times: it says how much slower the machine is than its host.
-fn spin() -> Duration {
+pub fn spin() -> Duration {
     let once = || {
         let clock = Instant::now();
         let mut state = black_box(88_172_645_463_325_252_u64);

@@ -1,7 +1,10 @@
 //! The least that fills an IPVS table: the same messages, written one after the other and sent in batches. No plan, no
-//! ledger, nothing is read back but acknowledgements.
+//! ledger, nothing is read back but acknowledgements. And a look at one service, which costs the kernel little.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
@@ -9,8 +12,14 @@ use vip_core::plan::{ServiceKey, Tables};
 
 const NEW_SERVICE: u8 = 1;
 const NEW_DEST: u8 = 5;
+const GET_DEST: u8 = 8;
 const FLUSH: u8 = 17;
 const NESTED: u16 = 0x8000;
+/// What a request can ask for (linux/netlink.h): an acknowledgement, everything.
+const ACK: u16 = 5;
+const DUMP: u16 = 0x301;
+/// The message that ends a dump.
+const DONE: u16 = 3;
 /// Messages in one send.
 const BATCH: usize = 64;
 
@@ -30,16 +39,29 @@ impl Loader {
         send(socket.as_raw_fd(), &lookup, MsgFlags::empty())?;
         let mut answer = [0; 8192];
         let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        let mut rest = answer.get(20..length).context("no answer")?;
-        while let Some((head, body)) = rest.split_first_chunk::<4>() {
-            let (size, number) =
-                (u16::from_ne_bytes([head[0], head[1]]), u16::from_ne_bytes([head[2], head[3]]));
-            if let (1, Some(id)) = (number, body.first_chunk::<2>()) {
-                return Ok(Self { family: u16::from_ne_bytes(*id), socket });
+        let attributes = attributes(answer.get(20..length).context("no answer")?);
+        let id = attributes.iter().find(|(number, _)| *number == 1).and_then(|(_, body)| body.first_chunk());
+        Ok(Self { family: u16::from_ne_bytes(*id.context("this kernel has no IPVS")?), socket })
+    }
+
+    /// The destinations of one service and their weights, IPv4 alone.
+    pub fn destinations(&self, key: &ServiceKey) -> Result<Vec<(SocketAddr, u32)>> {
+        let ask = message(self.family, DUMP, GET_DEST, &attribute(1 | NESTED, &name(key)));
+        send(self.socket.as_raw_fd(), &ask, MsgFlags::empty())?;
+        let mut found = Vec::new();
+        let mut buffer = [0; 32768];
+        loop {
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while let Some(head) = rest.first_chunk::<20>() {
+                let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                if u16::from_ne_bytes([head[4], head[5]]) == DONE {
+                    return Ok(found);
+                }
+                found.extend(destination(rest.get(20..size).unwrap_or_default()));
+                rest = rest.get(size.next_multiple_of(4).max(20)..).unwrap_or_default();
             }
-            rest = rest.get(usize::from(size).next_multiple_of(4).max(4)..).unwrap_or_default();
         }
-        anyhow::bail!("this kernel has no IPVS")
     }
 
     /// Makes every service with its destinations; returns the number of messages.
@@ -51,7 +73,7 @@ impl Loader {
             whole.extend(attribute(7, &[0, 0, 0, 0, 255, 255, 255, 255]));
             whole.extend(attribute(8, &[0; 4]));
             whole.extend(attribute(9, &[255; 4]));
-            messages.push(message(self.family, 5, NEW_SERVICE, &attribute(1 | NESTED, &whole)));
+            messages.push(message(self.family, ACK, NEW_SERVICE, &attribute(1 | NESTED, &whole)));
             for (to, weight) in &service.destinations {
                 let mut destination = attribute(1, &address(to.ip()));
                 destination.extend(attribute(2, &to.port().to_be_bytes()));
@@ -60,7 +82,7 @@ impl Loader {
                 }
                 destination.extend(attribute(11, &2_u16.to_ne_bytes()));
                 let body = [attribute(1 | NESTED, &name(key)), attribute(2 | NESTED, &destination)].concat();
-                messages.push(message(self.family, 5, NEW_DEST, &body));
+                messages.push(message(self.family, ACK, NEW_DEST, &body));
             }
         }
         for batch in messages.chunks(BATCH) {
@@ -71,7 +93,7 @@ impl Loader {
 
     /// Empties the whole table, as others do. For the bench's own namespace only.
     pub fn flush(&self) -> Result<()> {
-        self.send(&[message(self.family, 5, FLUSH, &[])])
+        self.send(&[message(self.family, ACK, FLUSH, &[])])
     }
 
     fn send(&self, batch: &[Vec<u8>]) -> Result<()> {
@@ -93,6 +115,27 @@ impl Loader {
     }
 }
 
+fn destination(message: &[u8]) -> Option<(SocketAddr, u32)> {
+    let nested = attributes(message).into_iter().find(|(number, _)| *number == 2)?.1;
+    let all = attributes(nested);
+    let value = |wanted| all.iter().find(|(number, _)| *number == wanted).map(|(_, value)| *value);
+    let ip = IpAddr::from(*value(1)?.first_chunk::<4>()?);
+    let port = u16::from_be_bytes(*value(2)?.first_chunk()?);
+    Some((SocketAddr::new(ip, port), u32::from_ne_bytes(*value(4)?.first_chunk()?)))
+}
+
+/// The attributes of a message, by their numbers.
+fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut all = Vec::new();
+    while let Some(head) = rest.first_chunk::<4>() {
+        let size = usize::from(u16::from_ne_bytes([head[0], head[1]])).max(4);
+        let number = u16::from_ne_bytes([head[2], head[3]]) & !NESTED;
+        all.push((number, rest.get(4..size).unwrap_or_default()));
+        rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+    }
+    all
+}
+
 fn name(key: &ServiceKey) -> Vec<u8> {
     let mut name = attribute(1, &2_u16.to_ne_bytes());
     name.extend(attribute(2, &u16::from(key.protocol.number()).to_ne_bytes()));
@@ -101,9 +144,9 @@ fn name(key: &ServiceKey) -> Vec<u8> {
     name
 }
 
-fn address(ip: std::net::IpAddr) -> [u8; 16] {
+fn address(ip: IpAddr) -> [u8; 16] {
     let mut bytes = [0; 16];
-    if let std::net::IpAddr::V4(ip) = ip {
+    if let IpAddr::V4(ip) = ip {
         bytes[..4].copy_from_slice(&ip.octets());
     }
     bytes
@@ -117,7 +160,7 @@ fn attribute(number: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A message of generic netlink with its two headers. `flags`: 1 is a request, 4 asks for an acknowledgement.
+/// A message of generic netlink with its two headers. `flags`: 1 is a request; [`ACK`], [`DUMP`].
 fn message(kind: u16, flags: u16, command: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = (20 + body.len() as u32).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());

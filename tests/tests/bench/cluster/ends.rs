@@ -1,6 +1,7 @@
 //! What clients of a virtual IP notice when agents are killed, and when they are replaced one after another.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
@@ -23,6 +24,8 @@ const DATAGRAMS: usize = 7;
 /// What is late on a slow machine is no failure.
 const LIMIT: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 50;
+/// Longer than Kubernetes lets a node be silent: at the return it calls all of them, and all endpoints, not ready.
+const HANG: Duration = Duration::from_secs(30);
 
 /// The agents of the owner and of another node are killed, the latter while the API server hangs.
 pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
@@ -45,23 +48,17 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     );
 
     let other = Agent::on(lab, before.number % 3 + 1);
+    let clock = Instant::now();
     lab.pause_apiserver()?;
     let again = other.kill_and_wait();
-    // Longer than it waits for an answer.
-    thread::sleep(Duration::from_secs(5));
+    thread::sleep(HANG.saturating_sub(clock.elapsed()));
     lab.resume_apiserver()?;
     again?;
     product::wait_rollout(lab)?;
     println!("  another node's, while the API server hangs: {} steps", other.first_steps()?);
 
     let after = product::wait_one_owner(lab, vip, SOON)?;
-    println!(
-        "  from {} to {}, {}; {} connections broke",
-        before.node,
-        after.node,
-        arp.stop()?,
-        crowd.leave()
-    );
+    println!("  from {} to {}, {}; {}", before.node, after.node, arp.stop()?, crowd.leave());
     clients.tell();
     lab.kubectl(["vip", "unexpose", "svc/missed", "-n", NAMESPACE])?.ok().map(drop)
 }
@@ -128,13 +125,18 @@ impl Crowd {
         Ok(Self { stop, members })
     }
 
-    /// The number of those that broke.
-    fn leave(self) -> usize {
+    /// How many broke, and how.
+    fn leave(self) -> String {
         self.stop.store(true, Ordering::Relaxed);
         self.members.iter().for_each(|member| member.thread().unpark());
-        let broken = |member: JoinHandle<Result<()>>| {
-            member.join().unwrap_or_else(|_| Err(anyhow!("a panic"))).is_err()
-        };
-        self.members.into_iter().map(broken).filter(|broken| *broken).count()
+        let mut broken: BTreeMap<String, u32> = BTreeMap::new();
+        for member in self.members {
+            if let Err(why) = member.join().unwrap_or_else(|_| Err(anyhow!("a panic"))) {
+                *broken.entry(format!("{why:#}")).or_default() += 1;
+            }
+        }
+        let mut words = format!("{} connections broke", broken.values().sum::<u32>());
+        broken.iter().for_each(|(why, count)| words += &format!("\n    {count}: {why}"));
+        words
     }
 }

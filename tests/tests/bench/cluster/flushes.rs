@@ -1,7 +1,6 @@
 //! kube-proxy in nftables mode flushes the whole IPVS table when it starts: how long a hundred Services are away.
 
 use std::{
-    env,
     fmt::Write as _,
     fs, thread,
     time::{Duration, Instant},
@@ -10,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, command};
 
-use super::{NAMESPACE, expose};
+use super::{NAMESPACE, PLACE, bring, expose};
 
 /// The word that starts the half that runs on a node.
 pub const WATCH: &str = "watch-ipvs";
@@ -19,8 +18,6 @@ const SERVICES: u8 = 100;
 /// Behind each of them.
 const PODS: usize = 3;
 const FLUSHES: u64 = 10;
-/// Where programs and words to them are on a node.
-const PLACE: &str = "/run/lab";
 /// The watcher ends by itself, should nobody end it.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -50,9 +47,8 @@ spec:
         Ok(Some(()))
     })?;
 
-    let program = lab.shared_dir().join("bench");
-    fs::copy(env::current_exe()?, &program).context("can't copy the program into the machine")?;
-    node.exec(&format!("cp {} {PLACE}/bench && rm -f {PLACE}/enough", program.display()))?.ok()?;
+    bring(lab, &node)?;
+    node.exec(&format!("rm -f {PLACE}/enough"))?.ok()?;
     let told = thread::scope(|scope| -> Result<String> {
         let watcher = scope.spawn(|| node.exec_for(&format!("{PLACE}/bench {WATCH}"), LIMIT));
         let restarted = (1..=FLUSHES).try_for_each(|turn| {

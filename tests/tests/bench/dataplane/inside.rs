@@ -16,10 +16,12 @@ use vip_core::{
 };
 use vip_node::dataplane::{Dataplane as _, Kernel};
 
-use super::{loader::Loader, spin};
+use super::{rival::Rival, spin};
 use crate::{
     adverts::Ear,
     lateness::{Lateness, listen, oversleep},
+    loader::Loader,
+    ms, percentile,
     vrrp::{SOON, Vrrp},
 };
 
@@ -28,6 +30,9 @@ const DESTINATIONS: u16 = 5;
 /// Services among which one entry changes, and how often.
 const AMONG: u16 = 2000;
 const TIMES: u8 = 200;
+const WEIGHED: &str = "with another weight";
+/// How often keepalived is asked for another weight.
+const RELOADS: u32 = 5;
 /// The priorities of an owner and of who would take over.
 const PRIORITIES: [u8; 2] = [254, 224];
 /// How often everything is flushed while others listen to the adverts.
@@ -136,9 +141,18 @@ fn change(slowdown: f64) -> Result<()> {
             ensure!(steps == [change.clone()], "{change} took {} messages", steps.len());
         }
     }
-    for (what, mut took) in ["added", "with another weight", "removed"].into_iter().zip(took) {
+    let mut theirs = apart(|| {
+        let mut tables = self::desired(AMONG);
+        let rival = Rival::start(&tables)?;
+        let weigh = |weight| {
+            tables.apply(&Change::SetDestination(key, known, weight));
+            rival.weigh(&tables, &key, known, weight)
+        };
+        (2..2 + RELOADS).map(weigh).collect::<Result<Vec<_>>>()
+    })?;
+    for (what, took) in ["added", WEIGHED, "removed"].into_iter().zip(&mut took) {
         took.sort_unstable();
-        let at = |percent: usize| took.get((took.len() - 1) * percent / 100).copied().unwrap_or_default();
+        let at = |percent| percentile(took, percent);
         let p99 = at(99);
         println!(
             "one endpoint {what} among {AMONG} x {DESTINATIONS}, {TIMES} times: 1 message, p50 {}, p99 {}, divided by the slowdown {:.2} ms",
@@ -146,6 +160,15 @@ fn change(slowdown: f64) -> Result<()> {
             ms(p99),
             p99.as_secs_f64() * 1000.0 / slowdown
         );
+        if what == WEIGHED {
+            theirs.sort_unstable();
+            let median = theirs.get(theirs.len() / 2).copied().unwrap_or_default();
+            println!(
+                "  keepalived, by its configuration and SIGHUP, {RELOADS} times: p50 {}; ratio of the medians {:.4}",
+                ms(median),
+                ratio(at(50), median)
+            );
+        }
     }
     Ok(())
 }
@@ -224,10 +247,6 @@ fn adverts(services: u16) -> Result<()> {
     println!("  {}", Lateness::of(&heard, &segment)?);
     println!("  a bare thread that slept for 100 ms again and again meanwhile was up to {} late", ms(bare));
     Ok(())
-}
-
-fn ms(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
 fn ratio(a: Duration, b: Duration) -> f64 {

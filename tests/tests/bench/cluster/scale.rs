@@ -1,0 +1,290 @@
+//! What an agent takes, and how soon it follows, where there is much to do: two thousand Services of five endpoints. An emulated
+//! machine bears that once, not three times: it has an agent on one node alone, and the Services are headless, so that each
+//! kube-proxy leaves them alone.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Lab, Node, command, product};
+use serde_json::json;
+use vip_core::plan::{Protocol, ServiceKey};
+
+use super::{
+    NAMESPACE, PLACE, SETTLE, bring,
+    footprint::{self, process},
+};
+use crate::{dataplane::spin, loader::Loader, ms, percentile};
+
+/// The word that starts the half that runs on a node.
+pub const CHANGE: &str = "change-endpoints";
+
+const VIPS: u16 = 250;
+/// Of each virtual IP: as many as one may have.
+const SERVICES: u16 = 8;
+const ENDPOINTS: u16 = 5;
+/// Where the API server is asked in plain words by who is in the lab.
+const PROXY: &str = "10.87.0.1:8001";
+/// How often each change is made.
+const TIMES: u16 = 50;
+/// How long nothing is changed.
+const IDLE: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Measures in a cluster that has the product.
+pub fn measure(lab: &Lab) -> Result<()> {
+    println!(
+        "{VIPS} virtual IPs with {SERVICES} Services of {ENDPOINTS} endpoints each, one agent, resident memory, MiB:"
+    );
+    let node = lab.node(1);
+    let select =
+        json!({"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": node.name()}}}}});
+    let patch = ["patch", "daemonset/vip-node", "-n", "kubectl-vip", "-p", &select.to_string()];
+    lab.kubectl(patch)?.ok()?;
+    product::wait_rollout(lab)?;
+    fill(lab)?;
+    thread::sleep(SETTLE);
+    footprint::memory(&node, "owner")?;
+    idle(&node)?;
+    changes(lab, &node)
+}
+
+/// Makes them all, and waits until each has an owner with all of its backends.
+fn fill(lab: &Lab) -> Result<()> {
+    lab.apply(
+        "apiVersion: kubectl-vip.io/v1alpha1
+kind: VIPPool
+metadata: {name: scale}
+spec:
+  addresses: [10.87.3.0/24]
+  virtualRouters: {first: 200, count: 50}
+",
+    )?;
+    // One kubectl makes no more than fifty requests a second.
+    thread::scope(|scope| -> Result<()> {
+        let parts: Vec<_> = (0..4).map(|part| scope.spawn(move || create(lab, part))).collect();
+        parts.into_iter().try_for_each(|part| part.join().ok().context("a panic")?)
+    })?;
+    let clock = Instant::now();
+    command::until("all of them to be programmed and announced", LIMIT, || {
+        let status = "jsonpath={range .items[*]}{.status.node}/{.status.backends.ready} {end}";
+        let told = lab.kubectl(["get", "virtualips", "-o", status])?.ok()?.stdout;
+        let all = format!("/{}", SERVICES * ENDPOINTS);
+        let owned = told.split_whitespace().filter(|word| word.ends_with(&all) && !word.starts_with('/'));
+        let owned = owned.count();
+        ensure!(owned == usize::from(VIPS), "{owned} are");
+        Ok(Some(()))
+    })?;
+    println!("  (all announced {:.0} s after the last was made)", clock.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn create(lab: &Lab, part: u16) -> Result<()> {
+    let mut manifest = String::new();
+    for vip in (0..VIPS).filter(|vip| vip % 4 == part) {
+        let mut services = String::new();
+        for n in (0..SERVICES).map(|n| vip * SERVICES + n) {
+            write!(services, "\n  - {{namespace: {NAMESPACE}, name: scale-{n}}}")?;
+            write!(
+                manifest,
+                "apiVersion: v1
+kind: Service
+metadata: {{name: scale-{n}, namespace: {NAMESPACE}}}
+spec:
+  clusterIP: None
+  ports:
+  - {{port: {}}}
+---
+{}
+---
+",
+                port(n),
+                slice(n, ENDPOINTS, true)
+            )?;
+        }
+        let address = address(vip);
+        write!(
+            manifest,
+            "apiVersion: kubectl-vip.io/v1alpha1
+kind: VirtualIP
+metadata: {{name: {address}}}
+spec:
+  address: {address}
+  virtualRouter: {}
+  healthCheck: {{type: None}}
+  services:{services}
+---
+",
+            200 + vip % 50
+        )?;
+    }
+    let file = lab.shared_dir().join(format!("scale-{part}.yaml"));
+    fs::write(&file, manifest)?;
+    let words = ["create".as_ref(), "-f".as_ref(), file.as_os_str()];
+    lab.kubectl_for(LIMIT, words)?.ok().map(drop)
+}
+
+fn address(vip: u16) -> Ipv4Addr {
+    Ipv4Addr::from([10, 87, 3, vip as u8 + 1])
+}
+
+/// Of the Service with this number.
+fn port(n: u16) -> u16 {
+    1000 + n % SERVICES
+}
+
+/// An EndpointSlice with so many endpoints, the last of them ready or not.
+fn slice(n: u16, count: u16, ready: bool) -> String {
+    let endpoint = |pod: u16| {
+        let ready = ready || pod < count;
+        let [high, low] = n.to_be_bytes();
+        format!(
+            "{{\"addresses\": [\"10.{}.{high}.{low}\"], \"conditions\": {{\"ready\": {ready}}}}}",
+            200 + pod
+        )
+    };
+    let endpoints: Vec<String> = (1..=count).map(endpoint).collect();
+    format!(
+        "{{\"apiVersion\": \"discovery.k8s.io/v1\", \"kind\": \"EndpointSlice\", \"addressType\": \"IPv4\", \
+         \"metadata\": {{\"name\": \"scale-{n}\", \"namespace\": \"{NAMESPACE}\", \"labels\": {{\"kubernetes.io/service-name\": \"scale-{n}\"}}}}, \
+         \"ports\": [{{\"port\": 8080, \"protocol\": \"TCP\"}}], \"endpoints\": [{}]}}",
+        endpoints.join(", ")
+    )
+}
+
+/// The processor's time that both processes take while nothing happens.
+fn idle(node: &Node<'_>) -> Result<()> {
+    let processes = [process(node, "agent")?, process(node, "vrrp")?];
+    let ticks = || -> Result<Vec<u64>> {
+        let one = |process: &u32| {
+            let stat = node.exec(&format!("cat /proc/{process}/stat"))?.ok()?.stdout;
+            // After the name in parentheses (proc(5)): utime and stime are the 14th and 15th field of all.
+            let rest = stat.rsplit_once(')').context("no name")?.1;
+            rest.split_whitespace().skip(11).take(2).map(|word| Ok(word.parse::<u64>()?)).sum()
+        };
+        processes.iter().map(one).collect()
+    };
+    let (before, clock) = (ticks()?, Instant::now());
+    thread::sleep(IDLE);
+    let (after, took) = (ticks()?, clock.elapsed());
+    // A hundred ticks are a second.
+    let share = |index: usize| (after[index] - before[index]) as f64 / took.as_secs_f64();
+    println!(
+        "  while nothing changes: agent {:.1} %, vrrp {:.1} % of one of the machine's processors",
+        share(0),
+        share(1)
+    );
+    Ok(())
+}
+
+/// Single changes: how soon the kernel has them, and what the API server sends for one.
+fn changes(lab: &Lab, node: &Node<'_>) -> Result<()> {
+    bring(lab, node)?;
+    let mut proxy = lab.kubectl_command()?;
+    proxy.args(["proxy", "--address=10.87.0.1", "--port=8001", "--accept-hosts=.*", "--reject-methods=^$"]);
+    proxy.stdout(std::process::Stdio::null());
+    let mut proxy = lab.netns().spawn(&mut proxy)?;
+    let agent = process(node, "agent")?;
+    let result = (|| {
+        let before = received(node, agent)?;
+        let told =
+            node.exec_for(&format!("{PLACE}/bench {CHANGE} {}", spin().as_nanos()), LIMIT)?.ok()?.stdout;
+        print!("{told}");
+        let bytes = received(node, agent)?.saturating_sub(before);
+        println!(
+            "  bytes from the API server to one agent for each change: {}",
+            bytes / u64::from(TIMES * 4)
+        );
+        Ok(())
+    })();
+    proxy.kill()?;
+    proxy.wait()?;
+    result
+}
+
+/// What a process has received on its connections.
+fn received(node: &Node<'_>, process: u32) -> Result<u64> {
+    let text = node.exec("ss --tcp --info --processes --numeric --no-header --oneline")?.ok()?.stdout;
+    let mine = text.lines().filter(|line| line.contains(&format!("pid={process},")));
+    let counts = mine.flat_map(str::split_whitespace).filter_map(|word| word.strip_prefix("bytes_received:"));
+    counts.map(|count| Ok(count.parse::<u64>()?)).sum()
+}
+
+/// The half on the node: makes one change after the other and looks for each in the kernel's table.
+pub fn change(words: &[String]) -> Result<()> {
+    let host: f64 = words.first().context("the host's time, please")?.parse()?;
+    let slowdown = spin().as_nanos() as f64 / host;
+    let loader = Loader::open()?;
+    let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut asked = Vec::new();
+    for turn in 0..TIMES {
+        let n = turn * 37 % (VIPS * SERVICES);
+        let key = ServiceKey {
+            address: IpAddr::from(address(n / SERVICES)),
+            protocol: Protocol::Tcp,
+            port: port(n),
+        };
+        let steps = [
+            ("one endpoint added", ENDPOINTS + 1, true, Some(1)),
+            ("not ready any more", ENDPOINTS + 1, false, Some(0)),
+            ("ready again", ENDPOINTS + 1, true, Some(1)),
+            ("removed", ENDPOINTS, true, None),
+        ];
+        for (what, count, ready, wanted) in steps {
+            let [high, low] = n.to_be_bytes();
+            let to = SocketAddr::from(([10, 200 + ENDPOINTS as u8 + 1, high, low], 8080));
+            let start = Instant::now();
+            patch(n, &slice(n, count, ready))?;
+            let answered = Instant::now();
+            asked.push(answered - start);
+            loop {
+                let found = loader.destinations(&key)?;
+                if found.iter().find(|(at, _)| *at == to).map(|(_, weight)| *weight) == wanted {
+                    break;
+                }
+                ensure!(answered.elapsed() < LIMIT, "{what}: the kernel has {found:?}");
+                thread::sleep(Duration::from_millis(1));
+            }
+            took.entry(what).or_default().push(answered.elapsed());
+        }
+    }
+    asked.sort_unstable();
+    println!(
+        "  from the API server's answer, itself after p50 {}, to the kernel; the machine is {slowdown:.1} times slower than its host:",
+        ms(percentile(&asked, 50))
+    );
+    for (what, mut took) in took {
+        took.sort_unstable();
+        let p99 = percentile(&took, 99);
+        println!(
+            "  {what:20} p50 {}, p99 {}, divided by the slowdown {:.2} ms",
+            ms(percentile(&took, 50)),
+            ms(p99),
+            p99.as_secs_f64() * 1000.0 / slowdown
+        );
+    }
+    Ok(())
+}
+
+/// Replaces an EndpointSlice.
+fn patch(n: u16, slice: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(PROXY).with_context(|| format!("can't connect to {PROXY}"))?;
+    stream.set_nodelay(true)?;
+    let request = format!(
+        "PATCH /apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/scale-{n} HTTP/1.1\r\nHost: lab\r\n\
+         Content-Type: application/merge-patch+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{slice}",
+        slice.len()
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer)?;
+    ensure!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    Ok(())
+}
