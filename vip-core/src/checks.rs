@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::Reason;
@@ -269,6 +270,7 @@ impl Checks {
             return;
         }
         let Desired { tables, vips } = desired;
+        let tables = Arc::make_mut(tables);
         for plan in vips {
             if settings_of(plan, owned).is_none() {
                 continue;

@@ -8,6 +8,7 @@ mod service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -134,7 +135,7 @@ impl VipPlan {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// For the kernel of every node, owner or not: a takeover then binds an address and nothing else.
-    pub tables: Tables,
+    pub tables: Arc<Tables>,
     /// One for each virtual IP, in the order of their names.
     pub vips: Vec<VipPlan>,
 }
@@ -269,8 +270,6 @@ fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String,
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use serde_json::{Value, json};
 

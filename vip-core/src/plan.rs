@@ -4,6 +4,7 @@
 //! nftables table) says which virtual services are ours; nothing outside it is ever changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -304,46 +305,73 @@ impl Plan {
 /// one on. The pods of a service that is to become direct are put in place first, those of one that no longer is follow:
 /// answers of the others would not come back.
 pub fn plan(desired: &Tables, observed: &Tables) -> Plan {
-    let conflicts: Vec<ServiceKey> =
-        desired.services.keys().filter(|key| foreign(observed, key)).copied().collect();
-    let wanted = || desired.services.iter().filter(|(key, _)| !foreign(observed, key));
-    let dropped = || observed.ledger.iter().filter(|key| !desired.services.contains_key(key));
+    let mut conflicts = Vec::new();
+    let mut wanted = Vec::new();
+    let mut there = Along::new(&observed.services);
+    let mut ours = Along::new(observed.ledger.iter().map(|key| (key, ())));
+    for (key, service) in &desired.services {
+        match (there.at(key), ours.at(key).is_some()) {
+            (Some(_), false) => conflicts.push(*key),
+            (old, open) => wanted.push((*key, service, old, open)),
+        }
+    }
+    let mut services = Along::new(&desired.services);
+    let dropped: Vec<&ServiceKey> = observed.ledger.iter().filter(|key| services.at(key).is_none()).collect();
 
     let mut changes = Vec::new();
     changes.extend(desired.guarded.difference(&observed.guarded).copied().map(Change::Guard));
     let mut directed = Vec::new();
-    for (key, _) in wanted() {
-        match (desired.sources.get(key), observed.sources.get(key)) {
-            (Some(new), old) if old != Some(new) => changes.push(Change::Restrict(*key, new.clone())),
-            (None, Some(_)) => changes.push(Change::Unrestrict(*key)),
+    let mut sources = [Along::new(&desired.sources), Along::new(&observed.sources)];
+    let mut direct = [Along::new(&desired.direct), Along::new(&observed.direct)];
+    for (key, _, _, open) in &wanted {
+        match sources.each_mut().map(|side| side.at(key)) {
+            [Some(new), old] if old != Some(new) => changes.push(Change::Restrict(*key, new.clone())),
+            [None, Some(_)] => changes.push(Change::Unrestrict(*key)),
             _ => {}
         }
-        let open = observed.ledger.contains(key);
-        match (desired.direct.get(key), observed.direct.get(key)) {
-            (Some(new), None) if open => directed.push(Change::Direct(*key, new.clone())),
-            (Some(new), old) if old != Some(new) => changes.push(Change::Direct(*key, new.clone())),
-            (None, Some(_)) => changes.push(Change::Indirect(*key)),
+        match direct.each_mut().map(|side| side.at(key)) {
+            [Some(new), None] if *open => directed.push(Change::Direct(*key, new.clone())),
+            [Some(new), old] if old != Some(new) => changes.push(Change::Direct(*key, new.clone())),
+            [None, Some(_)] => changes.push(Change::Indirect(*key)),
             _ => {}
         }
         changes.extend((!open).then_some(Change::Open(*key)));
     }
-    for (key, service) in wanted() {
-        match observed.services.get(key) {
-            None => create(*key, service, &mut changes),
-            Some(old) => adjust(*key, service, old, &desired.kept, &mut changes),
+    for (key, service, old, _) in wanted {
+        match old {
+            None => create(key, service, &mut changes),
+            Some(old) if old == service => {}
+            Some(old) => adjust(key, service, old, &desired.kept, &mut changes),
         }
     }
-    changes.extend(
-        dropped().filter(|key| observed.services.contains_key(key)).copied().map(Change::DeleteService),
-    );
+    let mut there = Along::new(&observed.services);
+    let standing = dropped.iter().filter(|key| there.at(key).is_some());
+    changes.extend(standing.map(|key| Change::DeleteService(**key)));
     changes.append(&mut directed);
-    changes.extend(dropped().copied().map(Change::Close));
+    changes.extend(dropped.into_iter().copied().map(Change::Close));
     // What is said of a service that is not (or no longer) ours.
     let stale = |key: &&ServiceKey| foreign(observed, key) || !desired.services.contains_key(key);
     changes.extend(observed.direct.keys().filter(stale).copied().map(Change::Indirect));
     changes.extend(observed.sources.keys().filter(stale).copied().map(Change::Unrestrict));
     changes.extend(observed.guarded.difference(&desired.guarded).copied().map(Change::Unguard));
     Plan { changes, conflicts }
+}
+
+/// Looks up keys in a sorted list, each greater than the one before. A walk beside thousands of keys is far cheaper than a
+/// search for each of them.
+pub struct Along<I: Iterator>(Peekable<I>);
+
+impl<'a, V, I: Iterator<Item = (&'a ServiceKey, V)>> Along<I> {
+    /// At the beginning of the list.
+    pub fn new(list: impl IntoIterator<IntoIter = I>) -> Self {
+        Self(list.into_iter().peekable())
+    }
+
+    /// What the list has for a key.
+    pub fn at(&mut self, key: &ServiceKey) -> Option<V> {
+        while self.0.next_if(|(at, _)| *at < key).is_some() {}
+        self.0.next_if(|(at, _)| *at == key).map(|(_, value)| value)
+    }
 }
 
 /// Whether a service stands there that is not ours.

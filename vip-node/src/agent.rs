@@ -25,6 +25,7 @@ mod writer;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -158,7 +159,7 @@ impl Agent {
 
     fn turn(&mut self, report: Option<&Report>, programmed: &Programmed) {
         self.partner.beat();
-        self.look();
+        let news = self.look();
         let Some(view) = &self.view else {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
         };
@@ -178,9 +179,12 @@ impl Agent {
         self.checker.turn(view, &self.lan, report, &mut desired);
         if self.generation == 0 || desired.tables != self.desired.tables {
             self.generation += 1;
-            self.programmer.desire(self.generation, desired.tables.clone());
+            self.programmer.desire(self.generation, Arc::clone(&desired.tables));
         }
         self.desired = desired;
+        if news {
+            self.remember.send_replace(view.clone());
+        }
         // A verdict on older tables says nothing about these: until the new ones were tried, the last order stands.
         let current = programmed.generation == Some(self.generation);
         if current && !self.node.interfaces.is_empty() {
@@ -211,15 +215,13 @@ impl Agent {
         });
     }
 
-    /// Brings the view up to date, from the API server or, if that does not answer, from the disk.
-    fn look(&mut self) {
+    /// Brings the view up to date, from the API server or, if that does not answer, from the disk. Whether there is
+    /// something to remember.
+    fn look(&mut self) -> bool {
         if self.synced {
             self.memory = None;
             let view = self.view.get_or_insert_default();
-            if self.cluster.refresh(&self.node.name, &mut self.trust, view) {
-                self.remember.send_replace(view.clone());
-            }
-            return;
+            return self.cluster.refresh(&self.node.name, &mut self.trust, view);
         }
         if self.started.elapsed() >= PATIENCE
             && let Some(memory) = self.memory.take()
@@ -240,6 +242,7 @@ impl Agent {
         if self.view.is_some() {
             self.trust.doubt(Instant::now());
         }
+        false
     }
 
     /// The end: vrrp hands its addresses over first, then the kernel is cleaned. When vrrp does not end too, only this

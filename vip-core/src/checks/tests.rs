@@ -1,6 +1,7 @@
 //! Checks on simulated time: a pod answers or not, by its last octet.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::*;
 use crate::api::Backends;
@@ -51,7 +52,7 @@ fn desired(pods: u8) -> Desired {
         candidate: Ok("eth0".to_owned()),
     };
     let services = [(keys[0], service(8080)), (keys[1], service(5353))].into();
-    Desired { tables: Tables { services, ..Tables::default() }, vips: vec![plan] }
+    Desired { tables: Arc::new(Tables { services, ..Tables::default() }), vips: vec![plan] }
 }
 
 /// The checks of one node and the pods that it checks.
@@ -227,7 +228,7 @@ fn suspects_serve_where_nothing_better_does() {
 #[test]
 fn destinations_that_no_connection_can_probe_are_suspected_until_the_node_is_heard() {
     let mut scene = Scene::new(3);
-    scene.desired.tables.services.remove(&key(Protocol::Tcp, 80));
+    Arc::make_mut(&mut scene.desired.tables).services.remove(&key(Protocol::Tcp, 80));
     scene.want();
     scene.suspect(&[2]);
     let udp = |scene: &Scene| {

@@ -15,7 +15,7 @@ use crate::api::{ServiceRef, VIPPool, VirtualIP};
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Objects {
-    /// All virtual IPs that could be read.
+    /// All virtual IPs that could be read, in the order of their names.
     pub vips: Vec<Arc<VirtualIP>>,
     /// Names of the virtual IPs that could not be read, and why.
     #[serde(skip)]

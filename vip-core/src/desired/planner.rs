@@ -17,7 +17,7 @@ pub struct Planner {
     checked: Vec<CheckedPool>,
     /// By the name of the virtual IP.
     known: BTreeMap<String, Known>,
-    tables: Tables,
+    tables: Arc<Tables>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ impl Planner {
             vips.push(VipPlan::refused(name.clone(), None, trouble));
         }
         vips.sort_by(|a, b| a.name.cmp(&b.name));
-        Desired { tables: self.tables.clone(), vips }
+        Desired { tables: Arc::clone(&self.tables), vips }
     }
 
     /// Whether nothing has changed that a virtual IP's plan was made from.
@@ -73,10 +73,10 @@ impl Planner {
                 let status = vip.status.as_ref();
                 let fresh = status.is_none_or(|status| status.first_announced.is_none());
                 let in_use = Reason::AddressInUse.to_string();
-                let conditions = status.into_iter().flat_map(|status| &status.conditions);
-                let contested = fresh && conditions.into_iter().any(|condition| condition.reason == in_use);
-                let plan =
-                    plan_vip(name.clone(), &checked, &self.checked, objects, &self.node, &mut self.tables);
+                let contested = fresh
+                    && status.is_some_and(|status| status.conditions.iter().any(|c| c.reason == in_use));
+                let tables = Arc::make_mut(&mut self.tables);
+                let plan = plan_vip(name.clone(), &checked, &self.checked, objects, &self.node, tables);
                 VipPlan { fresh, contested, ..plan }
             }
             Err(fault) => VipPlan::refused(name.clone(), None, fault.into()),
@@ -89,7 +89,7 @@ impl Planner {
     /// Takes out all that a virtual IP has brought. No other has brought the same: its name is its address.
     fn forget(&mut self, name: &str) {
         let Some(Known { plan, .. }) = self.known.remove(name) else { return };
-        let Tables { services, ledger, guarded, direct, sources, kept } = &mut self.tables;
+        let Tables { services, ledger, guarded, direct, sources, kept } = Arc::make_mut(&mut self.tables);
         if let Some(address) = &plan.address {
             guarded.remove(address);
         }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use vip_core::api::Scheduler;
 use vip_core::desired::Trouble;
-use vip_core::plan::{Change, ServiceKey, Tables, plan};
+use vip_core::plan::{Along, Change, ServiceKey, Tables, plan};
 
 use crate::dataplane::{Dataplane, DataplaneError, blocks};
 
@@ -55,7 +55,7 @@ impl Programmed {
 }
 
 enum Command {
-    Desire(u64, Tables),
+    Desire(u64, Arc<Tables>),
     /// These addresses are bound here.
     Own(BTreeSet<IpAddr>),
     /// Remove all that is ours, then end.
@@ -86,7 +86,7 @@ impl Programmer {
     }
 
     /// States what the kernel should hold from now on.
-    pub fn desire(&self, generation: u64, tables: Tables) {
+    pub fn desire(&self, generation: u64, tables: Arc<Tables>) {
         // The thread ends only after `clear`, which consumes the handle.
         let _ = self.commands.send(Command::Desire(generation, tables));
         // Said after it is in the inbox, where a thread that stops for it must find it.
@@ -124,7 +124,7 @@ enum Outcome {
 struct Worker<D> {
     dataplane: D,
     publish: watch::Sender<Programmed>,
-    desired: Option<(u64, Tables)>,
+    desired: Option<(u64, Arc<Tables>)>,
     /// The generation that was desired last; it may still be in the inbox.
     newest: Arc<AtomicU64>,
     /// The addresses that are bound here.
@@ -287,9 +287,11 @@ impl<D: Dataplane> Worker<D> {
             }
         }
         let conflicts: BTreeSet<ServiceKey> = plan.conflicts.into_iter().collect();
+        let mut ledger = Along::new(mirror.ledger.iter().map(|key| (key, ())));
+        let mut services = Along::new(&mirror.services);
         let present = desired.ledger.iter().filter(|key| {
-            mirror.ledger.contains(key)
-                && mirror.services.contains_key(key)
+            ledger.at(key).is_some()
+                && services.at(key).is_some()
                 && !refused.contains_key(key)
                 && !conflicts.contains(key)
         });
@@ -426,7 +428,7 @@ mod tests {
 
     fn worker(kernel: &Recorder, desired: Tables) -> Worker<Recorder> {
         let mut worker = Worker::new(kernel.clone(), watch::channel(Programmed::default()).0);
-        worker.desired = Some((1, desired));
+        worker.desired = Some((1, Arc::new(desired)));
         worker
     }
 
@@ -434,10 +436,10 @@ mod tests {
     fn one_endpoint_more_is_one_message_more() {
         let kernel = Recorder::default();
         let programmer = Programmer::start(kernel.clone()).unwrap();
-        programmer.desire(1, tables(3));
+        programmer.desire(1, Arc::new(tables(3)));
         assert!(wait(&programmer, |s| s.generation == Some(1)).serves(&[key(80)]));
         kernel.forget();
-        programmer.desire(2, tables(4));
+        programmer.desire(2, Arc::new(tables(4)));
         wait(&programmer, |s| s.generation == Some(2));
         assert_eq!(kernel.forget(), [Change::AddDestination(key(80), ([10, 244, 1, 4], 8080).into(), 1)]);
         programmer.clear();
@@ -448,7 +450,7 @@ mod tests {
     fn a_successor_finds_everything_and_sends_nothing() {
         let kernel = Recorder::new(tables(3));
         let programmer = Programmer::start(kernel.clone()).unwrap();
-        programmer.desire(1, tables(3));
+        programmer.desire(1, Arc::new(tables(3)));
         wait(&programmer, |s| s.serves(&[key(80)]));
         assert_eq!(kernel.applied(), []);
     }
@@ -457,7 +459,7 @@ mod tests {
     fn what_others_flush_is_put_back_and_never_looks_lost() {
         let kernel = Recorder::default();
         let programmer = Programmer::start(kernel.clone()).unwrap();
-        programmer.desire(1, tables(3));
+        programmer.desire(1, Arc::new(tables(3)));
         wait(&programmer, |s| s.serves(&[key(80)]));
         let mut states = programmer.state();
         kernel.meddle(|tables| tables.services.clear());
@@ -491,7 +493,7 @@ mod tests {
         foreign.guarded.clear();
         let kernel = Recorder::new(foreign.clone());
         let programmer = Programmer::start(kernel.clone()).unwrap();
-        programmer.desire(1, tables(3));
+        programmer.desire(1, Arc::new(tables(3)));
         let state = wait(&programmer, |s| s.generation == Some(1));
         assert!(state.conflicts.contains(&key(80)) && !state.serves(&[key(80)]));
         assert_eq!(kernel.tables().services, foreign.services);
@@ -502,7 +504,7 @@ mod tests {
         let kernel = Recorder::default();
         kernel.fail(Some(DataplaneError::IpvsUnavailable));
         let programmer = Programmer::start(kernel.clone()).unwrap();
-        programmer.desire(1, tables(3));
+        programmer.desire(1, Arc::new(tables(3)));
         let state = wait(&programmer, |s| s.generation == Some(1));
         assert_eq!(state.trouble.as_ref().map(|t| t.reason), Some(Reason::IPVSUnavailable));
         assert!(!state.serves(&[]));
@@ -531,7 +533,7 @@ mod tests {
         wanted.ledger.insert(key(81));
         wanted.services.insert(key(81), VirtualService::default());
         let programmer = Programmer::start(kernel.clone()).unwrap();
-        programmer.desire(1, wanted);
+        programmer.desire(1, Arc::new(wanted));
         let state = wait(&programmer, |s| s.generation == Some(1));
         assert!(state.serves(&[key(80)]) && !state.serves(&[key(81)]));
         kernel.meddle(|tables| tables.services.clear());
@@ -578,7 +580,7 @@ mod tests {
         assert!(worker.attempt());
         assert_eq!(kernel.forget().len(), AT_ONCE);
         assert_eq!(worker.publish.borrow().generation, None);
-        worker.desired = Some((2, tables(3)));
+        worker.desired = Some((2, Arc::new(tables(3))));
         assert!(worker.attempt());
         assert_eq!(kernel.tables(), tables(3));
         assert_eq!(worker.publish.borrow().generation, Some(2));
@@ -603,7 +605,7 @@ mod tests {
         let kernel = Recorder::default();
         let programmer = Programmer::start(kernel.clone()).unwrap();
         let mut crowd = many(5000);
-        programmer.desire(1, crowd.clone());
+        programmer.desire(1, Arc::new(crowd.clone()));
         let some: Vec<_> =
             (0..1000u32).map(|n| (([10, 245, (n / 250) as u8, (n % 250) as u8], 80).into(), 1)).collect();
         for generation in 2..12 {
@@ -612,11 +614,11 @@ mod tests {
                 0 => destinations.extend(some.iter().copied()),
                 _ => destinations.retain(|to, _| some.iter().all(|(other, _)| other != to)),
             }
-            programmer.desire(generation, crowd.clone());
+            programmer.desire(generation, Arc::new(crowd.clone()));
         }
         wait(&programmer, |s| s.generation == Some(11));
         assert_eq!(kernel.tables(), many(5000));
-        programmer.desire(12, tables(1));
+        programmer.desire(12, Arc::new(tables(1)));
         wait(&programmer, |s| s.generation == Some(12));
         assert_eq!(kernel.tables(), tables(1));
     }

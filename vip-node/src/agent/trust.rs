@@ -54,7 +54,7 @@ impl Trust {
         std::mem::take(&mut self.held)
     }
 
-    /// Puts what is believed of a Service's slices in the place of what was said; both are in the order of their names.
+    /// Puts what is believed of a Service's slices in the place of what was said.
     pub fn judge(
         &mut self,
         service: &ServiceRef,
