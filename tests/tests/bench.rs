@@ -2,7 +2,7 @@
 //! but that there was something to measure.
 //!
 //! `BENCH=full` measures every fault at every interval and size, `BENCH_RUNS=n` changes how often; sections can be chosen:
-//! `cargo test --package lab --test bench -- outages faults loss lateness plugin dataplane cluster`.
+//! `cargo test --profile bench --package lab --test bench -- outages faults loss lateness plugin dataplane cluster`.
 
 #[path = "bench/adverts.rs"]
 mod adverts;

@@ -280,13 +280,8 @@ where
     let (reader, writer) = reflector::store();
     let news = news.clone();
     let kind = K::plural(&()).into_owned();
-    let stream = watcher(api, config)
-        .backoff(retry())
-        .modify(|object| {
-            object.managed_fields_mut().clear();
-            object.annotations_mut().clear();
-        })
-        .reflect(writer);
+    let stream =
+        watcher(api, config).backoff(retry()).modify(|object| slim(object.meta_mut())).reflect(writer);
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream.into_stream());
         let mut failing = false;
@@ -311,6 +306,12 @@ where
         }
     });
     reader
+}
+
+/// Drops what nobody here reads, which may be most of an object.
+fn slim(meta: &mut ObjectMeta) {
+    (meta.managed_fields, meta.annotations) = (None, None);
+    (meta.owner_references, meta.finalizers) = (None, None);
 }
 
 /// From 0.5 s to 5 s: an API server that is back is used soon, one that struggles is not hammered.
@@ -346,7 +347,7 @@ struct Lenient<K> {
     parsed: Result<Arc<K>, String>,
 }
 
-impl<'de, K: DeserializeOwned> Deserialize<'de> for Lenient<K> {
+impl<'de, K: DeserializeOwned + Resource> Deserialize<'de> for Lenient<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         struct Named {
@@ -354,7 +355,11 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Lenient<K> {
         }
         let value = serde_json::Value::deserialize(deserializer)?;
         let named = Named::deserialize(&value).map_err(serde::de::Error::custom)?;
-        let parsed = serde_json::from_value(value).map(Arc::new).map_err(|error| error.to_string());
+        let slimmed = |mut object: K| {
+            slim(object.meta_mut());
+            Arc::new(object)
+        };
+        let parsed = serde_json::from_value(value).map(slimmed).map_err(|error| error.to_string());
         Ok(Self { meta: named.metadata, parsed })
     }
 }

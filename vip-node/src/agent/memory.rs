@@ -5,11 +5,11 @@
 //! replaced as a whole, so that a crash in the middle leaves the one before.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -134,21 +134,24 @@ impl Memory {
     /// # Errors
     /// What the disk says; the one before is then still there.
     fn store(&self, view: &View, now: SystemTime) -> io::Result<()> {
-        let body = serde_json::to_vec(view)?;
         let written = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let header = Header {
+        let mut header = Header {
             version: VERSION,
             node: self.node.clone(),
             cluster: self.cluster.clone(),
             written,
-            sha256: hash(&body),
+            sha256: hash(&[]),
         };
         let fresh = self.path.with_extension("new");
-        let mut file = File::create(&fresh)?;
-        serde_json::to_writer(&file, &header)?;
-        file.write_all(b"\n")?;
-        file.write_all(&body)?;
-        file.sync_all()?;
+        let mut file = BufWriter::new(File::create(&fresh)?);
+        // As long as the one with the right checksum, which is known at the end.
+        header.write(&mut file)?;
+        let mut body = Summed { file: &mut file, sum: Context::new(&SHA256) };
+        serde_json::to_writer(&mut body, view)?;
+        header.sha256 = hexadecimal(body.sum.finish().as_ref());
+        file.rewind()?;
+        header.write(&mut file)?;
+        file.into_inner()?.sync_all()?;
         fs::rename(&fresh, &self.path)
     }
 
@@ -181,8 +184,37 @@ impl Memory {
     }
 }
 
+impl Header {
+    fn write(&self, file: &mut impl Write) -> io::Result<()> {
+        serde_json::to_writer(&mut *file, self)?;
+        file.write_all(b"\n")
+    }
+}
+
+/// Sums up what goes through it: a state of thousands of Services is never in memory as text.
+struct Summed<W> {
+    file: W,
+    sum: Context,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.sum.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 fn hash(bytes: &[u8]) -> String {
-    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(digest(&SHA256, bytes).as_ref())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
