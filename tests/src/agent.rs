@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{Lab, Node, command};
 
@@ -25,12 +25,7 @@ impl<'a> Agent<'a> {
 
     /// Its process.
     pub fn process(&self) -> Result<u32> {
-        let mut agents = self.node.processes("vip-node")?;
-        agents.retain(|(_, words)| words.iter().any(|word| word == "agent"));
-        match agents.as_slice() {
-            [(process, _)] => Ok(*process),
-            _ => bail!("not one agent on {}: {agents:?}", self.node.name()),
-        }
+        self.node.process("agent")
     }
 
     /// Ends its process without a word.

@@ -447,19 +447,19 @@ impl Node<'_> {
         self.lab.machine().exec(Some(self.number), command, limit, |_, _| {})
     }
 
-    /// The processes of some names in the node's network, and the words of their command lines. All nodes share the machine's
-    /// processes: these are the ones in its network. `names` is a pattern of `pgrep`.
-    pub fn processes(&self, names: &str) -> Result<Vec<(u32, Vec<String>)>> {
-        let find = format!(
-            "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x '{names}'); do [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] \
-             && echo $p $(tr '\\0' ' ' < /proc/$p/cmdline); done; true"
-        );
-        let text = self.exec(&find)?.ok()?.stdout;
-        let process = |line: &str| {
-            let mut words = line.split_whitespace().map(str::to_owned);
-            Some((words.next()?.parse().ok()?, words.collect()))
-        };
-        Ok(text.lines().filter_map(process).collect())
+    /// One of our processes, by its word (`agent`, `vrrp`), or `kube-proxy`. All nodes share the machine's processes: it is the
+    /// one in the node's network.
+    pub fn process(&self, name: &str) -> Result<u32> {
+        let find = "me=$(readlink /proc/self/ns/net); for p in $(pgrep -x 'vip-node|kube-proxy'); do \
+                    [ \"$(readlink /proc/$p/ns/net)\" = \"$me\" ] && echo $p $(tr '\\0' ' ' < /proc/$p/cmdline); done; true";
+        let text = self.exec(find)?.ok()?.stdout;
+        let of_that_name =
+            |line: &&str| line.split_whitespace().skip(1).take(2).any(|word| word.ends_with(name));
+        let mut found = text.lines().filter(of_that_name);
+        match (found.next().and_then(|line| line.split_whitespace().next()), found.next()) {
+            (Some(process), None) => Ok(process.parse()?),
+            _ => bail!("not one {name} on {}: {text}", self.name()),
+        }
     }
 }
 

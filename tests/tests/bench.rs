@@ -31,6 +31,8 @@ mod probe;
 #[path = "agents/scene.rs"]
 #[allow(dead_code, reason = "the tests of the api tier use more of it")]
 mod scene;
+#[path = "bench/slowdown.rs"]
+mod slowdown;
 #[path = "bench/timeline.rs"]
 mod timeline;
 #[path = "netns/vrrp.rs"]

@@ -309,9 +309,12 @@ pub fn plan(desired: &Tables, observed: &Tables) -> Plan {
     let mut wanted = Vec::new();
     let mut there = Along::new(&observed.services);
     let mut ours = Along::new(observed.ledger.iter().map(|key| (key, ())));
+    // Most are as they should be, and there is nothing to say of them.
+    let same_clients = desired.sources == observed.sources && desired.direct == observed.direct;
     for (key, service) in &desired.services {
         match (there.at(key), ours.at(key).is_some()) {
             (Some(_), false) => conflicts.push(*key),
+            (Some(old), true) if same_clients && old == service => {}
             (old, open) => wanted.push((*key, service, old, open)),
         }
     }

@@ -1,4 +1,4 @@
-//! Adverts as another host of the LAN hears them, with the kernel's time of each.
+//! What a host hears on its LAN, adverts above all, with the kernel's time of each.
 
 use std::{
     io::IoSliceMut,
@@ -22,7 +22,7 @@ use nix::{
 };
 
 /// Ethernet's header, before IPv4's.
-const ETHERNET: usize = 14;
+pub const ETHERNET: usize = 14;
 /// VRRP's protocol number.
 const VRRP: u8 = 112;
 
@@ -42,11 +42,15 @@ pub struct Ear {
 }
 
 impl Ear {
-    /// Hears what comes in from now on.
+    /// Hears what comes in at a host from now on.
     pub fn open(host: &Host) -> Result<Self> {
-        let opened = host.run(|| {
-            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthIp)
-        })?;
+        host.run(Self::here)?
+    }
+
+    /// Hears what comes in where this thread is.
+    pub fn here() -> Result<Self> {
+        let opened =
+            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthIp);
         let socket = opened.context("can't open a packet socket (are you root?)")?;
         setsockopt(&socket, ReceiveTimestampns, &true)?;
         setsockopt(&socket, RcvBufForce, &(16 << 20))?;
@@ -56,6 +60,15 @@ impl Ear {
 
     /// The next advert, waited for until then.
     pub fn hear(&self, deadline: Instant) -> Result<Option<Heard>> {
+        self.find(deadline, read)
+    }
+
+    /// The first frame in which there is something, by its bytes and its time by the clock of the day; waited for until then.
+    pub fn find<T>(
+        &self,
+        deadline: Instant,
+        read: impl Fn(&[u8], Duration) -> Option<T>,
+    ) -> Result<Option<T>> {
         let mut frame = [0; 2048];
         while Instant::now() < deadline {
             let mut space = nix::cmsg_space!(TimeSpec);
@@ -72,9 +85,9 @@ impl Ear {
                 Err(Errno::EAGAIN | Errno::EINTR) => continue,
                 Err(error) => bail!("can't hear: {error}"),
             };
-            let advert = read(&frame[..length], at);
-            if advert.is_some() {
-                return Ok(advert);
+            let found = read(&frame[..length], at);
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)

@@ -1,25 +1,22 @@
 //! The kernel's tables at size, in the lab's machine: loading them, changing one entry, filling them again after a flush, and
 //! the adverts meanwhile.
 //!
-//! The program copies itself into the machine and runs its second half ([`inside`]) there. The baseline is a [`loader`](crate::loader) that sends
-//! the same messages to IPVS and does nothing else.
+//! The program copies itself into the machine and runs its second half ([`inside`]) there. The baseline is a
+//! [`loader`](crate::loader) that sends the same messages to IPVS and does nothing else.
 
 #[path = "dataplane/inside.rs"]
 mod inside;
 #[path = "dataplane/rival.rs"]
 mod rival;
 
-use std::{
-    env, fs,
-    hint::black_box,
-    io::Write as _,
-    time::{Duration, Instant},
-};
+use std::{env, fs, io::Write as _, time::Duration};
 
 use anyhow::{Context, Result};
 use lab::{Lab, Parts, product};
 
 pub use inside::run;
+
+use crate::slowdown::Slowdown;
 
 /// The word that starts the half that runs in the machine.
 pub const INSIDE: &str = "dataplane-inside";
@@ -42,26 +39,10 @@ fn within(lab: &Lab) -> Result<()> {
     let command = format!(
         "cp {0}/bench {0}/vip-node /run && /run/bench {INSIDE} {1} {services}",
         there.display(),
-        spin().as_nanos()
+        Slowdown::word()
     );
     let output = lab.vm().exec_for(&command, LIMIT, |_, bytes| {
         let _ = std::io::stdout().write_all(bytes);
     })?;
     output.ok().map(drop)
-}
-
-/// A little work for the processor alone, the fastest of ten times: it says how much slower the machine is than its host.
-pub fn spin() -> Duration {
-    let once = || {
-        let clock = Instant::now();
-        let mut state = black_box(88_172_645_463_325_252_u64);
-        for _ in 0..100_000 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-        }
-        black_box(state);
-        clock.elapsed()
-    };
-    (0..10).map(|_| once()).min().unwrap_or_default()
 }

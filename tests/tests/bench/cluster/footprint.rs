@@ -27,15 +27,8 @@ pub fn memory(node: &Node<'_>, role: &str) -> Result<()> {
 
 /// The resident memory of one of our processes or of kube-proxy, MiB.
 fn resident(node: &Node<'_>, name: &str) -> Result<f64> {
-    let status = node.exec(&format!("cat /proc/{}/status", process(node, name)?))?.ok()?.stdout;
+    let status = node.exec(&format!("cat /proc/{}/status", node.process(name)?))?.ok()?.stdout;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kilobytes: f64 = line.split_whitespace().next().context("no number")?.parse()?;
     Ok(kilobytes / 1024.0)
-}
-
-/// Of one of our processes, by its word, or of kube-proxy.
-pub fn process(node: &Node<'_>, name: &str) -> Result<u32> {
-    let all = node.processes("vip-node|kube-proxy")?;
-    let found = all.iter().find(|(_, words)| words.iter().take(2).any(|word| word.ends_with(name)));
-    Ok(found.with_context(|| format!("no {name} on {}: {all:?}", node.name()))?.0)
 }

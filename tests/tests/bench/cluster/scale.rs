@@ -3,7 +3,7 @@
 //! kube-proxy leaves them alone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
@@ -14,14 +14,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Node, command, product};
-use serde_json::json;
+use serde_json::{Value, json};
 use vip_core::plan::{Protocol, ServiceKey};
 
-use super::{
-    NAMESPACE, PLACE, SETTLE, bring,
-    footprint::{self, process},
+use super::{NAMESPACE, PLACE, SETTLE, bring, footprint};
+use crate::{
+    adverts::{ETHERNET, Ear, age},
+    loader::Loader,
+    slowdown::Slowdown,
 };
-use crate::{dataplane::spin, loader::Loader, ms, percentile};
 
 /// The word that starts the half that runs on a node.
 pub const CHANGE: &str = "change-endpoints";
@@ -34,6 +35,11 @@ const ENDPOINTS: u16 = 5;
 const PROXY: &str = "10.87.0.1:8001";
 /// How often each change is made.
 const TIMES: u16 = 50;
+/// After each: what follows from it is written by then.
+const QUIET: Duration = Duration::from_millis(500);
+/// The API server's port, and the number of its transport.
+const API: u16 = 6443;
+const TCP: u8 = 6;
 /// How long nothing is changed.
 const IDLE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(600);
@@ -141,27 +147,23 @@ fn port(n: u16) -> u16 {
 }
 
 /// An EndpointSlice with so many endpoints, the last of them ready or not.
-fn slice(n: u16, count: u16, ready: bool) -> String {
+fn slice(n: u16, count: u16, ready: bool) -> Value {
+    let name = format!("scale-{n}");
     let endpoint = |pod: u16| {
-        let ready = ready || pod < count;
         let [high, low] = n.to_be_bytes();
-        format!(
-            "{{\"addresses\": [\"10.{}.{high}.{low}\"], \"conditions\": {{\"ready\": {ready}}}}}",
-            200 + pod
-        )
+        json!({"addresses": [format!("10.{}.{high}.{low}", 200 + pod)], "conditions": {"ready": ready || pod < count}})
     };
-    let endpoints: Vec<String> = (1..=count).map(endpoint).collect();
-    format!(
-        "{{\"apiVersion\": \"discovery.k8s.io/v1\", \"kind\": \"EndpointSlice\", \"addressType\": \"IPv4\", \
-         \"metadata\": {{\"name\": \"scale-{n}\", \"namespace\": \"{NAMESPACE}\", \"labels\": {{\"kubernetes.io/service-name\": \"scale-{n}\"}}}}, \
-         \"ports\": [{{\"port\": 8080, \"protocol\": \"TCP\"}}], \"endpoints\": [{}]}}",
-        endpoints.join(", ")
-    )
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": name}},
+        "ports": [{"port": 8080, "protocol": "TCP"}],
+        "endpoints": (1..=count).map(endpoint).collect::<Vec<_>>(),
+    })
 }
 
 /// The processor's time that both processes take while nothing happens.
 fn idle(node: &Node<'_>) -> Result<()> {
-    let processes = [process(node, "agent")?, process(node, "vrrp")?];
+    let processes = [node.process("agent")?, node.process("vrrp")?];
     let ticks = || -> Result<Vec<u64>> {
         let one = |process: &u32| {
             let stat = node.exec(&format!("cat /proc/{process}/stat"))?.ok()?.stdout;
@@ -191,13 +193,14 @@ fn changes(lab: &Lab, node: &Node<'_>) -> Result<()> {
     proxy.args(["proxy", "--address=10.87.0.1", "--port=8001", "--accept-hosts=.*", "--reject-methods=^$"]);
     proxy.stdout(std::process::Stdio::null());
     let mut proxy = lab.netns().spawn(&mut proxy)?;
-    let agent = process(node, "agent")?;
+    let agent = node.process("agent")?;
     let result = (|| {
-        let before = received(node, agent)?;
-        let told =
-            node.exec_for(&format!("{PLACE}/bench {CHANGE} {}", spin().as_nanos()), LIMIT)?.ok()?.stdout;
-        print!("{told}");
-        let bytes = received(node, agent)?.saturating_sub(before);
+        let before = connections(node, agent)?;
+        let ports: Vec<String> = before.keys().map(u16::to_string).collect();
+        let words = format!("{PLACE}/bench {CHANGE} {} {}", Slowdown::word(), ports.join(" "));
+        print!("{}", node.exec_for(&words, LIMIT)?.ok()?.stdout);
+        let sum = |all: &BTreeMap<u16, u64>| all.values().sum::<u64>();
+        let bytes = sum(&connections(node, agent)?).saturating_sub(sum(&before));
         println!(
             "  bytes from the API server to one agent for each change: {}",
             bytes / u64::from(TIMES * 4)
@@ -209,21 +212,27 @@ fn changes(lab: &Lab, node: &Node<'_>) -> Result<()> {
     result
 }
 
-/// What a process has received on its connections.
-fn received(node: &Node<'_>, process: u32) -> Result<u64> {
+/// The connections of a process by their local ports, and how many bytes it has received on each.
+fn connections(node: &Node<'_>, process: u32) -> Result<BTreeMap<u16, u64>> {
     let text = node.exec("ss --tcp --info --processes --numeric --no-header --oneline")?.ok()?.stdout;
     let mine = text.lines().filter(|line| line.contains(&format!("pid={process},")));
-    let counts = mine.flat_map(str::split_whitespace).filter_map(|word| word.strip_prefix("bytes_received:"));
-    counts.map(|count| Ok(count.parse::<u64>()?)).sum()
+    let all = mine.map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let port = words.get(3).and_then(|local| local.rsplit_once(':')).context("no local port")?.1;
+        let count = words.iter().find_map(|word| word.strip_prefix("bytes_received:")).unwrap_or("0");
+        Ok((port.parse()?, count.parse()?))
+    });
+    all.collect()
 }
 
-/// The half on the node: makes one change after the other and looks for each in the kernel's table.
+/// The half on the node: makes one change after the other, when all is quiet, and looks for each in the kernel's table. The words:
+/// the host's for the slowdown, and the local ports of the agent's connections.
 pub fn change(words: &[String]) -> Result<()> {
-    let host: f64 = words.first().context("the host's time, please")?.parse()?;
-    let slowdown = spin().as_nanos() as f64 / host;
-    let loader = Loader::open()?;
+    let (host, ports) = words.split_first().context("the host's time, please")?;
+    let slowdown = Slowdown::from_word(host)?;
+    let ports: BTreeSet<u16> = ports.iter().map(|port| port.parse()).collect::<Result<_, _>>()?;
+    let (loader, ear) = (Loader::open()?, Ear::here()?);
     let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
-    let mut asked = Vec::new();
     for turn in 0..TIMES {
         let n = turn * 37 % (VIPS * SERVICES);
         let key = ServiceKey {
@@ -242,39 +251,49 @@ pub fn change(words: &[String]) -> Result<()> {
             let to = SocketAddr::from(([10, 200 + ENDPOINTS as u8 + 1, high, low], 8080));
             let start = Instant::now();
             patch(n, &slice(n, count, ready))?;
-            let answered = Instant::now();
-            asked.push(answered - start);
-            loop {
-                let found = loader.destinations(&key)?;
-                if found.iter().find(|(at, _)| *at == to).map(|(_, weight)| *weight) == wanted {
-                    break;
-                }
-                ensure!(answered.elapsed() < LIMIT, "{what}: the kernel has {found:?}");
+            while loader.destinations(&key)?.iter().find(|(at, _)| *at == to).map(|(_, weight)| *weight)
+                != wanted
+            {
+                ensure!(start.elapsed() < LIMIT, "{what}: not in the kernel");
                 thread::sleep(Duration::from_millis(1));
             }
-            took.entry(what).or_default().push(answered.elapsed());
+            let done = Instant::now();
+            let event = |frame: &[u8], at| (is_for(frame, &ports) && age(at) < start.elapsed()).then_some(at);
+            let at = ear.find(done + QUIET, event)?.context("no word from the API server")?;
+            took.entry(what).or_default().push(age(at).saturating_sub(done.elapsed()));
+            thread::sleep(QUIET);
         }
     }
-    asked.sort_unstable();
     println!(
-        "  from the API server's answer, itself after p50 {}, to the kernel; the machine is {slowdown:.1} times slower than its host:",
-        ms(percentile(&asked, 50))
+        "  from the event's arrival at the node to the kernel, {TIMES} times each; the machine is {slowdown} times slower than its host:"
     );
     for (what, mut took) in took {
-        took.sort_unstable();
-        let p99 = percentile(&took, 99);
-        println!(
-            "  {what:20} p50 {}, p99 {}, divided by the slowdown {:.2} ms",
-            ms(percentile(&took, 50)),
-            ms(p99),
-            p99.as_secs_f64() * 1000.0 / slowdown
-        );
+        println!("  {what:20} {}", slowdown.tell(&mut took));
     }
     Ok(())
 }
 
+/// Whether a frame has something for one of these ports from an API server.
+fn is_for(frame: &[u8], ports: &BTreeSet<u16>) -> bool {
+    let read = || {
+        let packet = frame.get(ETHERNET..)?;
+        let number = |at: usize| Some(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?));
+        let header = usize::from(packet.first()? & 0xf) * 4;
+        let data = usize::from(packet.get(header + 12)? >> 4) * 4;
+        let empty = usize::from(number(2)?) == header + data;
+        Some(
+            *packet.get(9)? == TCP
+                && !empty
+                && number(header)? == API
+                && ports.contains(&number(header + 2)?),
+        )
+    };
+    read().unwrap_or_default()
+}
+
 /// Replaces an EndpointSlice.
-fn patch(n: u16, slice: &str) -> Result<()> {
+fn patch(n: u16, slice: &Value) -> Result<()> {
+    let slice = slice.to_string();
     let mut stream = TcpStream::connect(PROXY).with_context(|| format!("can't connect to {PROXY}"))?;
     stream.set_nodelay(true)?;
     let request = format!(

@@ -16,12 +16,13 @@ use vip_core::{
 };
 use vip_node::dataplane::{Dataplane as _, Kernel};
 
-use super::{rival::Rival, spin};
+use super::rival::Rival;
 use crate::{
     adverts::Ear,
     lateness::{Lateness, listen, oversleep},
     loader::Loader,
     ms, percentile,
+    slowdown::Slowdown,
     vrrp::{SOON, Vrrp},
 };
 
@@ -38,16 +39,15 @@ const PRIORITIES: [u8; 2] = [254, 224];
 /// How often everything is flushed while others listen to the adverts.
 const FLUSHES: u8 = 3;
 
-/// Measures and prints. The words: the nanoseconds that the host needs for [`spin`], and how many services to load.
+/// Measures and prints. The words: the host's for the slowdown, and how many services to load.
 pub fn run(words: &[String]) -> Result<()> {
     let [host, services] = words else { anyhow::bail!("the host's time and a number of services, please") };
-    let host: f64 = host.parse().context("the host's time")?;
     let services: u16 = services.parse().context("the number of services")?;
-    let slowdown = spin().as_nanos() as f64 / host;
-    println!("the machine is {slowdown:.1} times slower than its host (a loop of shifts in both)");
-    apart(|| load(services))?;
+    let slowdown = Slowdown::from_word(host)?;
+    println!("the machine is {slowdown} times slower than its host (texts in a sorted map in both)");
+    load(services)?;
     apart(|| change(slowdown))?;
-    apart(|| refill(services))?;
+    refill(services)?;
     adverts(services)
 }
 
@@ -93,29 +93,48 @@ fn take(kernel: &mut Kernel, changes: &[Change]) -> Result<()> {
     }
 }
 
-fn load(services: u16) -> Result<()> {
-    let desired = desired(services);
-    let (sent, bare) = apart(|| {
+/// The bare loader, then ours. The loader's namespace outlives ours: what the kernel does at its end would slow ours down.
+fn beside<A: Send, B: Send>(
+    bare: impl FnOnce(&Loader) -> Result<A> + Send,
+    ours: impl FnOnce() -> Result<B> + Send,
+) -> Result<(A, B)> {
+    apart(|| {
         let loader = Loader::open()?;
-        let clock = Instant::now();
-        Ok((loader.load(&desired)?, clock.elapsed()))
-    })?;
-    let mut kernel = kernel();
-    let clock = Instant::now();
-    let steps = converge(&mut kernel, &desired)?;
-    let ours = clock.elapsed();
+        let bare = bare(&loader)?;
+        loader.flush()?;
+        Ok((bare, apart(ours)?))
+    })
+}
+
+fn load(services: u16) -> Result<()> {
+    // The kernel fetches its modules at the first use of each, once.
+    apart(|| converge(&mut kernel(), &desired(1)))?;
+    let desired = desired(services);
+    let ((sent, bare), (steps, ours)) = beside(
+        |loader| {
+            let clock = Instant::now();
+            Ok((loader.load(&desired)?, clock.elapsed()))
+        },
+        || {
+            let mut kernel = kernel();
+            let clock = Instant::now();
+            let steps = converge(&mut kernel, &desired)?;
+            let ours = clock.elapsed();
+            ensure!(plan(&desired, &kernel.observe()?).changes.is_empty(), "the kernel holds something else");
+            Ok((steps, ours))
+        },
+    )?;
     println!(
         "cold load of {services} services x {DESTINATIONS}: {} with nftables, {steps} steps; bare loader {}, {sent} messages; ratio {:.2}",
         ms(ours),
         ms(bare),
         ratio(ours, bare)
     );
-    ensure!(plan(&desired, &kernel.observe()?).changes.is_empty(), "the kernel holds something else");
     Ok(())
 }
 
 /// One endpoint more, one less, one with another weight: from the desired tables to the kernel's acknowledgement.
-fn change(slowdown: f64) -> Result<()> {
+fn change(slowdown: Slowdown) -> Result<()> {
     let mut desired = desired(AMONG);
     let mut kernel = kernel();
     converge(&mut kernel, &desired)?;
@@ -151,14 +170,9 @@ fn change(slowdown: f64) -> Result<()> {
         (2..2 + RELOADS).map(weigh).collect::<Result<Vec<_>>>()
     })?;
     for (what, took) in ["added", WEIGHED, "removed"].into_iter().zip(&mut took) {
-        took.sort_unstable();
-        let at = |percent| percentile(took, percent);
-        let p99 = at(99);
         println!(
-            "one endpoint {what} among {AMONG} x {DESTINATIONS}, {TIMES} times: 1 message, p50 {}, p99 {}, divided by the slowdown {:.2} ms",
-            ms(at(50)),
-            ms(p99),
-            p99.as_secs_f64() * 1000.0 / slowdown
+            "one endpoint {what} among {AMONG} x {DESTINATIONS}, {TIMES} times: 1 message, {}",
+            slowdown.tell(took)
         );
         if what == WEIGHED {
             theirs.sort_unstable();
@@ -166,7 +180,7 @@ fn change(slowdown: f64) -> Result<()> {
             println!(
                 "  keepalived, by its configuration and SIGHUP, {RELOADS} times: p50 {}; ratio of the medians {:.4}",
                 ms(median),
-                ratio(at(50), median)
+                ratio(percentile(took, 50), median)
             );
         }
     }
@@ -176,31 +190,33 @@ fn change(slowdown: f64) -> Result<()> {
 /// Everything is gone: what is bound here comes first, then the rest.
 fn refill(services: u16) -> Result<()> {
     let desired = desired(services);
-    let bare = apart(|| {
-        let loader = Loader::open()?;
-        loader.load(&desired)?;
-        loader.flush()?;
-        let clock = Instant::now();
-        loader.load(&desired)?;
-        Ok(clock.elapsed())
-    })?;
-    let mut kernel = kernel();
-    converge(&mut kernel, &desired)?;
-    Loader::open()?.flush()?;
-    // Not the first of the plan by itself.
-    let owned = BTreeSet::from([IpAddr::from([10, 88, 0, 77])]);
-    let is_owned = |change: &&Change| change.key().is_some_and(|key| owned.contains(&key.address));
-    let clock = Instant::now();
-    let changes = plan(&desired, &kernel.observe()?).first(&owned).changes;
-    let (mine, rest) = changes.split_at(changes.iter().take_while(is_owned).count());
-    take(&mut kernel, mine)?;
-    let first = clock.elapsed();
-    take(&mut kernel, rest)?;
-    let ours = clock.elapsed();
+    let (bare, (first, mine, ours)) = beside(
+        |loader| {
+            loader.load(&desired)?;
+            loader.flush()?;
+            let clock = Instant::now();
+            loader.load(&desired)?;
+            Ok(clock.elapsed())
+        },
+        || {
+            let mut kernel = kernel();
+            converge(&mut kernel, &desired)?;
+            Loader::open()?.flush()?;
+            // Not the first of the plan by itself.
+            let owned = BTreeSet::from([IpAddr::from([10, 88, 0, 77])]);
+            let is_owned = |change: &&Change| change.key().is_some_and(|key| owned.contains(&key.address));
+            let clock = Instant::now();
+            let changes = plan(&desired, &kernel.observe()?).first(&owned).changes;
+            let (mine, rest) = changes.split_at(changes.iter().take_while(is_owned).count());
+            take(&mut kernel, mine)?;
+            let first = clock.elapsed();
+            take(&mut kernel, rest)?;
+            Ok((first, mine.len(), clock.elapsed()))
+        },
+    )?;
     println!(
-        "refill of {services} services x {DESTINATIONS} after a flush: {}, what is bound here ({} steps) after {}; bare loader {}; ratio {:.2}",
+        "refill of {services} services x {DESTINATIONS} after a flush: {}, what is bound here ({mine} steps) after {}; bare loader {}; ratio {:.2}",
         ms(ours),
-        mine.len(),
         ms(first),
         ms(bare),
         ratio(ours, bare)

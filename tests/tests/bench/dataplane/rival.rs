@@ -45,9 +45,10 @@ impl Rival {
         let rival = Self { process, folder };
         let wanted: usize = tables.services.values().map(|service| 1 + service.destinations.len()).sum();
         command::until("keepalived's entries in the kernel", PATIENCE, || {
-            let table = fs::read_to_string("/proc/thread-self/net/ip_vs")?;
+            // Not by /proc/net/ip_vs, which leaves entries out while other namespaces have some.
+            let output = Command::new("ipvsadm").args(["--list", "--numeric"]).output()?;
             // Three lines of titles.
-            let found = table.lines().count().saturating_sub(3);
+            let found = String::from_utf8(output.stdout)?.lines().count().saturating_sub(3);
             ensure!(found == wanted, "{found} of {wanted}");
             Ok(Some(()))
         })?;
