@@ -58,6 +58,34 @@ fn isolated(work: impl FnOnce() + Send) {
 }
 
 #[test]
+fn firewalls_that_drop_by_default_are_named() {
+    isolated(|| {
+        let mut kernel = Kernel::new("/proc/sys/net");
+        let mut found = || kernel.firewalls().unwrap().into_iter().collect::<Vec<_>>();
+        program(&mut Nat::new());
+        nft("add table inet open");
+        nft("add chain inet open input { type filter hook input priority 0; policy accept; }");
+        nft("add rule inet open input tcp dport 22 drop");
+        nft("add chain inet open nat { type nat hook input priority 100; }");
+        nft("add chain inet open output { type filter hook output priority 0; policy drop; }");
+        assert_eq!(found(), Vec::<String>::new());
+        nft("add table ip filter");
+        nft("add chain ip filter INPUT { type filter hook input priority 0; policy drop; }");
+        nft("add chain inet open forward { type filter hook forward priority 0; policy accept; }");
+        nft("add rule inet open forward ct state established accept");
+        nft("add rule inet open forward counter log reject with icmpx type admin-prohibited");
+        assert_eq!(found(), ["inet open forward", "ip filter INPUT"]);
+        nft("add rule inet open forward accept");
+        nft("delete table ip filter");
+        assert_eq!(found(), Vec::<String>::new());
+        nft("add table ip6 raw");
+        nft("add chain ip6 raw last { type filter hook input priority 50; }");
+        nft("add rule ip6 raw last drop");
+        assert_eq!(found(), ["ip6 raw last"]);
+    });
+}
+
+#[test]
 fn nft_shows_the_table_as_documented() {
     isolated(|| {
         program(&mut Nat::new());

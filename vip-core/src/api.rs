@@ -499,6 +499,9 @@ pub struct VIPNodeStatus {
     /// Whether the node can serve.
     #[serde(default)]
     pub dataplane: DataplaneStatus,
+    /// Chains of the node's own firewall that drop what no rule of theirs accepts, such as `inet filter input`.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeSet::is_empty")]
+    pub firewalls: std::collections::BTreeSet<String>,
 }
 
 /// An interface of a node.

@@ -3,12 +3,15 @@
 //! [`Kernel`] does it by netlink, [`Recorder`] in memory for tests. Neither decides anything: what to change is the plan
 //! of `vip_core::plan`, and nothing outside its steps is ever touched.
 
+mod firewall;
 mod ipvs;
 mod kernel;
 mod nat;
 mod netlink;
 mod recorder;
 mod sysctl;
+
+use std::collections::BTreeSet;
 
 use vip_core::api::Reason;
 use vip_core::plan::{Change, ServiceKey, Tables};
@@ -35,6 +38,9 @@ pub trait Dataplane: Send {
     /// Whether a service of ours, and our nftables table, are still there: a cheap look (two small messages) at whether
     /// somebody flushed. The answer is no as well when asked for a service that was never there.
     fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError>;
+
+    /// Chains of the node's own firewall that drop by default what it receives or forwards, such as `inet filter input`.
+    fn firewalls(&mut self) -> Result<BTreeSet<String>, DataplaneError>;
 
     /// Deletes our services (those in the ledger), then the ledger and the guards, and puts sysctls back. What others made
     /// stays.

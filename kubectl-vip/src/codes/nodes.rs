@@ -106,4 +106,15 @@ codes! {
             "look at nodeSelector and interface of the pool: `kubectl get vippool POOL -o yaml`",
         ],
     }
+    FIREWALL = "VIP114" Warning Nodes "a node's firewall drops by default" {
+        cause: "A chain of the node's own firewall drops or rejects what no rule of it accepts, on what the node receives or what passes \
+                through it. IPVS takes packets behind it.",
+        consequence: "While no rule accepts them, clients of virtual IPs that the node owns wait in vain. Whether one does cannot be seen \
+                      from here; elections are not concerned.",
+        remedies: [
+            "on the node: `nft add rule inet filter input ip daddr POOL accept`, and `ip6 daddr` for IPv6, in the chain that is named",
+            "on the node, where what passes through is dropped too: `nft add rule inet filter forward ct state established,related accept`",
+            "firewalld: `firewall-cmd --permanent --zone=ZONE --add-rich-rule='rule family=ipv4 destination address=POOL accept'`",
+        ],
+    }
 }

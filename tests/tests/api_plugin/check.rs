@@ -185,6 +185,9 @@ fn planted_faults_are_found_and_nothing_else() {
         agents[2]["dataplane"] =
             json!({"ready": false, "reason": "IPVSUnavailable", "message": "module ip_vs is missing"});
     });
+    scene.finds("a firewall that drops by default", &["VIP114"], |agents| {
+        agents[2]["firewalls"] = json!(["inet filter input"]);
+    });
     scene.finds("another version", &["VIP108"], |agents| agents[2]["agentVersion"] = json!("0.2.0"));
     scene.finds("an interface outside the subnet", &["VIP112"], |agents| {
         agents[2]["interfaces"][0]["addresses"] = json!(["172.16.70.203/24"]);

@@ -43,6 +43,8 @@ pub struct Programmed {
     pub refused: Arc<BTreeMap<ServiceKey, Trouble>>,
     /// Virtual services that are served by the default scheduler because the kernel lacks theirs.
     pub substituted: Arc<BTreeMap<ServiceKey, Trouble>>,
+    /// Chains of the node's own firewall that drop by default.
+    pub firewalls: Arc<BTreeSet<String>>,
     /// What keeps this node from being programmed at all.
     pub trouble: Option<Trouble>,
 }
@@ -136,6 +138,8 @@ struct Worker<D> {
     reported: Option<String>,
     /// Looks at the kernel that failed in a row.
     failures: u32,
+    /// As at the last look at the kernel.
+    firewalls: Arc<BTreeSet<String>>,
     /// Schedulers that the kernel lacks, and what it said; asked for again at the next audit.
     lacking: BTreeMap<String, Trouble>,
 }
@@ -152,6 +156,7 @@ impl<D: Dataplane> Worker<D> {
             retry: RETRY.0,
             reported: None,
             failures: 0,
+            firewalls: Arc::default(),
             lacking: BTreeMap::new(),
         }
     }
@@ -238,10 +243,15 @@ impl<D: Dataplane> Worker<D> {
     /// Stops on the way when something newer is desired: the order of the plan allows it everywhere.
     fn approach(&mut self) -> Outcome {
         let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
+        if self.mirror.is_none() {
+            // That they can't be seen is said where our own table can't be.
+            self.firewalls = Arc::new(self.dataplane.firewalls().unwrap_or_default());
+        }
         let (desired, substituted) = substitute(desired, &self.lacking);
         let mut state = Programmed {
             generation: Some(*generation),
             substituted: Arc::new(substituted),
+            firewalls: Arc::clone(&self.firewalls),
             ..Programmed::default()
         };
         let observed = match self.mirror.take().map_or_else(|| self.dataplane.observe(), Ok) {
@@ -437,7 +447,9 @@ mod tests {
         let kernel = Recorder::default();
         let programmer = Programmer::start(kernel.clone()).unwrap();
         programmer.desire(1, Arc::new(tables(3)));
-        assert!(wait(&programmer, |s| s.generation == Some(1)).serves(&[key(80)]));
+        let state = wait(&programmer, |s| s.generation == Some(1));
+        assert!(state.serves(&[key(80)]));
+        assert_eq!(*state.firewalls, kernel.clone().firewalls().unwrap());
         kernel.forget();
         programmer.desire(2, Arc::new(tables(4)));
         wait(&programmer, |s| s.generation == Some(2));

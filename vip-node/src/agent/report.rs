@@ -236,6 +236,7 @@ pub fn node(
         agent_version: format!("v{}", env!("CARGO_PKG_VERSION")),
         virtual_routers: routers.iter().map(|router| router_status(router, previous, now)).collect(),
         dataplane: dataplane(report, programmed),
+        firewalls: programmed.firewalls.as_ref().clone(),
         ..VIPNodeStatus::default()
     };
     for interface in report.iter().flat_map(|r| &r.interfaces).filter(|i| !i.addresses.is_empty()) {

@@ -8,7 +8,7 @@ use vip_core::plan::{Change, ServiceKey, Tables};
 use super::ipvs::Ipvs;
 use super::nat::Nat;
 use super::sysctl::Sysctls;
-use super::{Dataplane, DataplaneError, blocks};
+use super::{Dataplane, DataplaneError, blocks, firewall};
 
 /// The kernel of this network namespace (of the thread that makes the first call).
 #[derive(Debug)]
@@ -137,6 +137,10 @@ impl Dataplane for Kernel {
 
     fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError> {
         Ok(self.ipvs.service(key)?.is_some() && self.nat.is_there()?)
+    }
+
+    fn firewalls(&mut self) -> Result<BTreeSet<String>, DataplaneError> {
+        firewall::dropping_chains()
     }
 
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {

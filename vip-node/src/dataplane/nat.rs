@@ -27,7 +27,7 @@
 //! asked directly, if so desired, except by clients whose answer would not pass through this node either (`near`). No other
 //! table is ever looked at or changed. The table stays when the agent goes.
 
-mod codec;
+pub(super) mod codec;
 mod rules;
 mod sets;
 
@@ -316,7 +316,7 @@ fn errno_of(change: &Change, errno: Errno) -> DataplaneError {
     }
 }
 
-fn unavailable(trouble: &Trouble) -> DataplaneError {
+pub(super) fn unavailable(trouble: &Trouble) -> DataplaneError {
     match trouble {
         Trouble::Errno(Errno::EPERM) => DataplaneError::NotPermitted("nftables"),
         // What the kernel says when a module is missing.

@@ -122,6 +122,10 @@ impl Dataplane for Recorder {
         state.working().map(|()| state.tables.services.contains_key(key))
     }
 
+    fn firewalls(&mut self) -> Result<BTreeSet<String>, DataplaneError> {
+        Ok(BTreeSet::from(["inet filter input".to_owned()]))
+    }
+
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {
         let mut state = self.state();
         state.working()?;

@@ -55,6 +55,8 @@ pub fn judge(facts: &Facts, report: &mut Report) {
     let well = format!("{} reported within 30s, their kernels can serve", counted(reports.len(), "agent"));
     report.verdict(group, well, judge.nodes(namespace.as_deref()));
     report.verdict(group, format!("all agents are {VERSION}"), skew(reports));
+    let walls = reports.iter().filter(|node| silence(node, facts.now).is_none()).filter_map(walled);
+    report.verdict(group, "no node's firewall drops by default", walls);
     report.verdict(group, "no node is drained", reports.iter().filter_map(drained));
     let clocks = reports.iter().filter_map(|node| clock(node, facts.now));
     report.verdict(group, "clocks agree with that of the API server", clocks);
@@ -96,6 +98,19 @@ fn skew(reports: &[VIPNode]) -> Vec<Problem> {
             command: "kubectl vip version".to_owned(),
         })
         .collect()
+}
+
+fn walled(node: &VIPNode) -> Option<Problem> {
+    let chains: Vec<&str> = node.status.as_ref()?.firewalls.iter().map(String::as_str).collect();
+    (!chains.is_empty()).then(|| Problem {
+        code: &codes::FIREWALL,
+        about: node.name_any(),
+        message: format!(
+            "its firewall drops what no rule accepts ({}): virtual IPs need rules there",
+            chains.join(", ")
+        ),
+        command: format!("kubectl vip explain {}", codes::FIREWALL.id),
+    })
 }
 
 fn drained(node: &VIPNode) -> Option<Problem> {

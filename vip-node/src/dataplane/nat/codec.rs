@@ -1,10 +1,12 @@
 //! nftables messages in bytes. Numbers, names and meanings are those of `linux/netfilter/nfnetlink.h` and
 //! `linux/netfilter/nf_tables.h`.
 
-use super::super::netlink::{Attributes, Request, attribute, attributes, text};
+use super::super::netlink::{Attributes, Request, array, attribute, attributes, text};
 use super::rules::{Chain, TABLE};
 use super::sets::{Element, Set};
 
+/// The verdict (linux/netfilter.h).
+const NF_DROP: u32 = 0;
 /// `NFNL_SUBSYS_NFTABLES`
 const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET`: the table sees both families.
@@ -20,6 +22,7 @@ const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
 const NEW_SET: u16 = 9;
@@ -31,6 +34,7 @@ const DELETE_ELEMENT: u16 = 14;
 const TABLE_NAME: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
 const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
@@ -53,6 +57,9 @@ const LIST_ITEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
 
 /// `NFT_SET_INTERVAL | NFT_SET_CONCAT`
 const RANGES_OF_PARTS: u32 = 0x4 | 0x80;
@@ -101,6 +108,71 @@ pub(super) fn get_table() -> Request {
 /// Asks for the table's rules. No table: no rules.
 pub(super) fn get_rules() -> Request {
     request(GET_RULE, 0, table())
+}
+
+/// A base chain of any table, as its kind of netfilter hook has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) struct BaseChain {
+    pub(in super::super) table: String,
+    pub(in super::super) name: String,
+    /// `NF_INET_*`
+    pub(in super::super) hook: u32,
+    /// It is of the type that decides what passes.
+    pub(in super::super) is_filter: bool,
+    /// Its policy.
+    pub(in super::super) drops: bool,
+}
+
+/// Asks for all chains of a family (`NFPROTO_*`).
+pub(in super::super) fn get_chains(family: u8) -> Request {
+    Request { head: [family, 0, 0, 0], ..request(GET_CHAIN, 0, Attributes::new()) }
+}
+
+/// A base chain in an answer.
+pub(in super::super) fn base_chain(answer: &[u8]) -> Option<BaseChain> {
+    let hook = attribute(answer, CHAIN_HOOK)?;
+    Some(BaseChain {
+        table: attribute(answer, TABLE_NAME).map(text)?,
+        name: attribute(answer, CHAIN_NAME).map(text)?,
+        hook: attribute(hook, HOOK_NUMBER).and_then(be32)?,
+        is_filter: attribute(answer, CHAIN_TYPE).map(text)? == "filter",
+        drops: attribute(answer, CHAIN_POLICY).and_then(be32) == Some(NF_DROP),
+    })
+}
+
+/// Asks for the rules of a chain.
+pub(in super::super) fn get_rules_of(family: u8, chain: &BaseChain) -> Request {
+    let attributes = Attributes::new().text(TABLE_NAME, &chain.table).text(RULE_CHAIN, &chain.name);
+    Request { head: [family, 0, 0, 0], ..request(GET_RULE, 0, attributes) }
+}
+
+/// Whether the rule in an answer lets nothing pass: it drops or rejects and asks for nothing before. `None`: a rule of another
+/// chain.
+pub(in super::super) fn rule_ends(answer: &[u8], chain: &BaseChain) -> Option<bool> {
+    let of = |kind| attribute(answer, kind).map(text);
+    if of(TABLE_NAME)? != chain.table || of(RULE_CHAIN)? != chain.name {
+        return None;
+    }
+    let expressions = attribute(answer, RULE_EXPRESSIONS).unwrap_or_default();
+    let mut ends = false;
+    for (_, expression) in attributes(expressions) {
+        let data = attribute(expression, EXPRESSION_DATA).unwrap_or_default();
+        match attribute(expression, EXPRESSION_NAME).map(text).unwrap_or_default().as_str() {
+            "counter" | "log" => {}
+            "reject" => ends = true,
+            "immediate" => {
+                let verdict = attribute(data, IMMEDIATE_DATA).and_then(|data| attribute(data, DATA_VERDICT));
+                ends = verdict.and_then(|verdict| attribute(verdict, VERDICT_CODE)).and_then(be32)
+                    == Some(NF_DROP);
+            }
+            _ => return Some(false),
+        }
+    }
+    Some(ends)
+}
+
+fn be32(payload: &[u8]) -> Option<u32> {
+    array(payload, 0).map(u32::from_be_bytes)
 }
 
 /// Makes a set.
@@ -352,6 +424,8 @@ mod tests {
     fn answer() -> impl Strategy<Value = Vec<u8>> {
         let mut whole: Vec<Vec<u8>> =
             vec![new_rule("postrouting", &[accept()], "clients 1").attributes.as_bytes().to_vec()];
+        let input = Chain { name: "input", kind: "filter", hook: 1, priority: 0 };
+        whole.push(new_chain(&input).attributes.as_bytes().to_vec());
         for address in [[10, 87, 2, 50].into(), std::net::IpAddr::from([0xfd87, 0, 0, 0, 0, 0, 2, 0x50])] {
             whole.push(element(&Element::Vip(address), true).attributes.as_bytes().to_vec());
             let key = ServiceKey { address, protocol: Protocol::Sctp, port: 80 };
@@ -374,6 +448,10 @@ mod tests {
             }
             let (chain, comment) = rule_mark(&bytes).unwrap_or_default();
             prop_assert!(chain.len() + comment.len() <= bytes.len() * 3);
+            if let Some(chain) = base_chain(&bytes) {
+                prop_assert!(chain.table.len() + chain.name.len() <= bytes.len() * 3);
+                rule_ends(&bytes, &chain);
+            }
         }
     }
 }
