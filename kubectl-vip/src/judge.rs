@@ -262,6 +262,7 @@ fn kernel_code(reason: Option<Reason>) -> &'static Code {
         Some(Reason::SysctlNotSet) => &nodes::SYSCTL,
         Some(Reason::VrrpUnavailable) => &nodes::NO_VRRP,
         Some(Reason::NotPermitted) => &nodes::CAPABILITY,
+        Some(Reason::Starting) => &nodes::AGENTS,
         _ => &nodes::KERNEL_REFUSED,
     }
 }
@@ -536,6 +537,7 @@ mod tests {
             (Reason::VrrpUnavailable, "VIP106"),
             (Reason::NotPermitted, "VIP107"),
             (Reason::KernelRefused, "VIP103"),
+            (Reason::Starting, "VIP101"),
         ] {
             assert_eq!(kernel_code(Some(reason)).id, code);
         }

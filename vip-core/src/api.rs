@@ -345,6 +345,8 @@ pub enum Reason {
     SysctlNotSet,
     /// The process that elects and binds does not answer.
     VrrpUnavailable,
+    /// The agent has just started.
+    Starting,
     /// The dataplane is as it should be.
     Ready,
 }

@@ -328,7 +328,10 @@ pub fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneS
         return not(trouble.reason, format!("{key}: {}", trouble.message));
     }
     if programmed.generation.is_none() {
-        return not(Reason::KernelRefused, "the kernel was not programmed yet".to_owned());
+        return not(
+            Reason::Starting,
+            "the agent has just started and is about to look at the kernel".to_owned(),
+        );
     }
     DataplaneStatus { ready: true, reason: Some(Reason::Ready), message: None }
 }

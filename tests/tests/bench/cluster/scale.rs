@@ -3,7 +3,7 @@
 //! kube-proxy leaves them alone.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
@@ -195,12 +195,10 @@ fn changes(lab: &Lab, node: &Node<'_>) -> Result<()> {
     let mut proxy = lab.netns().spawn(&mut proxy)?;
     let agent = node.process("agent")?;
     let result = (|| {
-        let before = connections(node, agent)?;
-        let ports: Vec<String> = before.keys().map(u16::to_string).collect();
-        let words = format!("{PLACE}/bench {CHANGE} {} {}", Slowdown::word(), ports.join(" "));
+        let before = received(node, agent)?;
+        let words = format!("{PLACE}/bench {CHANGE} {}", Slowdown::word());
         print!("{}", node.exec_for(&words, LIMIT)?.ok()?.stdout);
-        let sum = |all: &BTreeMap<u16, u64>| all.values().sum::<u64>();
-        let bytes = sum(&connections(node, agent)?).saturating_sub(sum(&before));
+        let bytes = received(node, agent)?.saturating_sub(before);
         println!(
             "  bytes from the API server to one agent for each change: {}",
             bytes / u64::from(TIMES * 4)
@@ -212,25 +210,18 @@ fn changes(lab: &Lab, node: &Node<'_>) -> Result<()> {
     result
 }
 
-/// The connections of a process by their local ports, and how many bytes it has received on each.
-fn connections(node: &Node<'_>, process: u32) -> Result<BTreeMap<u16, u64>> {
+/// What a process has received on its connections.
+fn received(node: &Node<'_>, process: u32) -> Result<u64> {
     let text = node.exec("ss --tcp --info --processes --numeric --no-header --oneline")?.ok()?.stdout;
     let mine = text.lines().filter(|line| line.contains(&format!("pid={process},")));
-    let all = mine.map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let port = words.get(3).and_then(|local| local.rsplit_once(':')).context("no local port")?.1;
-        let count = words.iter().find_map(|word| word.strip_prefix("bytes_received:")).unwrap_or("0");
-        Ok((port.parse()?, count.parse()?))
-    });
-    all.collect()
+    let counts = mine.flat_map(str::split_whitespace).filter_map(|word| word.strip_prefix("bytes_received:"));
+    counts.map(|count| Ok(count.parse::<u64>()?)).sum()
 }
 
-/// The half on the node: makes one change after the other, when all is quiet, and looks for each in the kernel's table. The words:
-/// the host's for the slowdown, and the local ports of the agent's connections.
+/// The half on the node: makes one change after the other, when all is quiet, and looks for each in the kernel's table. The event
+/// has arrived with the first word of the API server to anybody on the node: kube-proxy gets it in the same moment.
 pub fn change(words: &[String]) -> Result<()> {
-    let (host, ports) = words.split_first().context("the host's time, please")?;
-    let slowdown = Slowdown::from_word(host)?;
-    let ports: BTreeSet<u16> = ports.iter().map(|port| port.parse()).collect::<Result<_, _>>()?;
+    let slowdown = Slowdown::from_word(words.first().context("the host's time, please")?)?;
     let (loader, ear) = (Loader::open()?, Ear::here()?);
     let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     for turn in 0..TIMES {
@@ -258,7 +249,7 @@ pub fn change(words: &[String]) -> Result<()> {
                 thread::sleep(Duration::from_millis(1));
             }
             let done = Instant::now();
-            let event = |frame: &[u8], at| (is_for(frame, &ports) && age(at) < start.elapsed()).then_some(at);
+            let event = |frame: &[u8], at| (is_word(frame) && age(at) < start.elapsed()).then_some(at);
             let at = ear.find(done + QUIET, event)?.context("no word from the API server")?;
             took.entry(what).or_default().push(age(at).saturating_sub(done.elapsed()));
             thread::sleep(QUIET);
@@ -273,20 +264,15 @@ pub fn change(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a frame has something for one of these ports from an API server.
-fn is_for(frame: &[u8], ports: &BTreeSet<u16>) -> bool {
+/// Whether a frame has something from an API server.
+fn is_word(frame: &[u8]) -> bool {
     let read = || {
         let packet = frame.get(ETHERNET..)?;
         let number = |at: usize| Some(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?));
         let header = usize::from(packet.first()? & 0xf) * 4;
         let data = usize::from(packet.get(header + 12)? >> 4) * 4;
         let empty = usize::from(number(2)?) == header + data;
-        Some(
-            *packet.get(9)? == TCP
-                && !empty
-                && number(header)? == API
-                && ports.contains(&number(header + 2)?),
-        )
+        Some(*packet.get(9)? == TCP && !empty && number(header)? == API)
     };
     read().unwrap_or_default()
 }
