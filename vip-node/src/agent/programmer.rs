@@ -23,6 +23,8 @@ use crate::dataplane::{Dataplane, DataplaneError, blocks};
 const SENTINEL: Duration = Duration::from_millis(100);
 /// How often everything is compared, for what the sentinel cannot see.
 const AUDIT: Duration = Duration::from_secs(10);
+/// An audit that gave way to a change is tried again after this, and gives way so often.
+const PUT_OFF: (Duration, u32) = (Duration::from_secs(1), 10);
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
@@ -133,6 +135,11 @@ struct Worker<D> {
     owned: BTreeSet<IpAddr>,
     /// The kernel as we left it; `None` when it has to be read.
     mirror: Option<Tables>,
+    /// The kernel is to be read although there is a mirror.
+    auditing: bool,
+    /// When it is next, and how often it gave way to a change.
+    audit: Instant,
+    put_off: u32,
     retry: Duration,
     /// The trouble that was logged last, to say each once.
     reported: Option<String>,
@@ -153,6 +160,9 @@ impl<D: Dataplane> Worker<D> {
             newest: Arc::new(AtomicU64::new(0)),
             owned: BTreeSet::new(),
             mirror: None,
+            auditing: false,
+            audit: Instant::now() + AUDIT,
+            put_off: 0,
             retry: RETRY.0,
             reported: None,
             failures: 0,
@@ -163,12 +173,12 @@ impl<D: Dataplane> Worker<D> {
 
     /// From here on nothing is taken for granted.
     fn audit(&mut self) {
-        self.mirror = None;
+        self.audit = Instant::now() + AUDIT;
+        self.auditing = true;
         self.lacking.clear();
     }
 
     fn run(mut self, inbox: &Receiver<Command>) {
-        let mut audit = Instant::now() + AUDIT;
         let mut again: Option<Instant> = None;
         loop {
             let first = match inbox.recv_timeout(SENTINEL) {
@@ -193,8 +203,7 @@ impl<D: Dataplane> Worker<D> {
                     }
                 }
             }
-            if Instant::now() >= audit {
-                audit = Instant::now() + AUDIT;
+            if Instant::now() >= self.audit {
                 self.audit();
                 work = true;
             } else if !work && self.is_lost() {
@@ -243,7 +252,8 @@ impl<D: Dataplane> Worker<D> {
     /// Stops on the way when something newer is desired: the order of the plan allows it everywhere.
     fn approach(&mut self) -> Outcome {
         let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
-        if self.mirror.is_none() {
+        let known = self.mirror.take();
+        if known.is_none() || self.auditing {
             // That they can't be seen is said where our own table can't be.
             self.firewalls = Arc::new(self.dataplane.firewalls().unwrap_or_default());
         }
@@ -254,7 +264,24 @@ impl<D: Dataplane> Worker<D> {
             firewalls: Arc::clone(&self.firewalls),
             ..Programmed::default()
         };
-        let observed = match self.mirror.take().map_or_else(|| self.dataplane.observe(), Ok) {
+        let gives_way = known.is_some() && self.put_off < PUT_OFF.1;
+        let stop = || gives_way && self.newest.load(Ordering::Acquire) > *generation;
+        let observed = match known {
+            Some(known) if !self.auditing => Ok(known),
+            known => match self.dataplane.observe_until(&stop) {
+                // What is known will do for the change; the audit has time.
+                Err(DataplaneError::Stopped) => {
+                    (self.mirror, self.auditing) = (known, false);
+                    (self.audit, self.put_off) = (Instant::now() + PUT_OFF.0, self.put_off + 1);
+                    return Outcome::Overtaken;
+                }
+                observed => {
+                    (self.auditing, self.put_off) = (false, 0);
+                    observed
+                }
+            },
+        };
+        let observed = match observed {
             Ok(observed) => observed,
             Err(error) => {
                 // One failed look at a kernel that was fine is no reason to give every address away.
@@ -596,6 +623,24 @@ mod tests {
         assert!(worker.attempt());
         assert_eq!(kernel.tables(), tables(3));
         assert_eq!(worker.publish.borrow().generation, Some(2));
+    }
+
+    #[test]
+    fn an_audit_gives_way_to_a_change_but_not_for_ever() {
+        let kernel = Recorder::default();
+        let mut worker = worker(&kernel, tables(3));
+        assert!(worker.attempt());
+        kernel.meddle(|tables| tables.services.clear());
+        worker.newest.store(2, Ordering::Release);
+        for _ in 0..PUT_OFF.1 {
+            worker.audit();
+            assert!(worker.attempt());
+            assert!(kernel.tables().services.is_empty(), "it was put off");
+            assert!(worker.mirror.is_some() && worker.audit < Instant::now() + AUDIT);
+        }
+        worker.audit();
+        assert!(worker.attempt());
+        assert_eq!(kernel.tables(), tables(3));
     }
 
     #[test]

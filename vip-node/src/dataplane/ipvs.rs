@@ -66,15 +66,17 @@ impl Ipvs {
         self.link().map(drop)
     }
 
-    /// All services of address and port over TCP, UDP or SCTP. Destinations are read of those in the ledger only.
+    /// All services of address and port over TCP, UDP or SCTP. Destinations are read of those in the ledger only, until `stop`
+    /// says so.
     ///
     /// # Errors
-    /// When IPVS is not there, not permitted, or does not answer.
+    /// When IPVS is not there, not permitted, or does not answer, and when it was stopped.
     pub fn observe(
         &mut self,
         ledger: &BTreeSet<ServiceKey>,
+        stop: &dyn Fn() -> bool,
     ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
-        let result = self.link().and_then(|link| link.observe(ledger));
+        let result = self.link().and_then(|link| link.observe(ledger, stop));
         self.checked(result)
     }
 
@@ -138,6 +140,7 @@ impl Link {
     fn observe(
         &mut self,
         ledger: &BTreeSet<ServiceKey>,
+        stop: &dyn Fn() -> bool,
     ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
         let all = self.request(Command::GetService, Attributes::new());
         let found = self.socket.dump(&all, codec::service).map_err(|trouble| failed(&trouble))?;
@@ -145,6 +148,9 @@ impl Link {
         for (key, settings) in found {
             let mut service = VirtualService { settings, ..VirtualService::default() };
             if ledger.contains(&key) {
+                if stop() {
+                    return Err(DataplaneError::Stopped);
+                }
                 let its = self.request(Command::GetDestination, codec::name(&key));
                 let destinations = self.socket.dump(&its, |answer| codec::destination(answer, &key));
                 service.destinations =

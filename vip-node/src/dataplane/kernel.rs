@@ -77,12 +77,12 @@ fn kind(change: &Change) -> Kind {
 }
 
 impl Dataplane for Kernel {
-    fn observe(&mut self) -> Result<Tables, DataplaneError> {
+    fn observe_until(&mut self, stop: &dyn Fn() -> bool) -> Result<Tables, DataplaneError> {
         // The sysctls of IPVS are there only once IPVS is.
         self.ipvs.find()?;
         self.sysctls.set()?;
         let tables = self.nat.observe()?;
-        let mut services = self.ipvs.observe(&tables.ledger)?;
+        let mut services = self.ipvs.observe(&tables.ledger, stop)?;
         if self.sysctls.check_ipv6().is_err() {
             for (_, service) in
                 services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && tables.ledger.contains(key))

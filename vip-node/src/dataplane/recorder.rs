@@ -97,7 +97,10 @@ impl State {
 }
 
 impl Dataplane for Recorder {
-    fn observe(&mut self) -> Result<Tables, DataplaneError> {
+    fn observe_until(&mut self, stop: &dyn Fn() -> bool) -> Result<Tables, DataplaneError> {
+        if stop() {
+            return Err(DataplaneError::Stopped);
+        }
         let state = self.state();
         state.working().map(|()| state.tables.clone())
     }
