@@ -13,7 +13,7 @@ use nix::unistd::Uid;
 use crate::{binaries, command, keepalived, kernel, paths};
 
 /// A program and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 22] = [
+const PROGRAMS: [(&str, &str); 23] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ipvsadm", "ipvsadm"),
@@ -29,6 +29,7 @@ const PROGRAMS: [(&str, &str); 22] = [
     ("tcpdump", "tcpdump"),
     ("conntrack", "conntrack"),
     ("ping", "iputils-ping"),
+    ("arping", "iputils-arping"),
     ("nsenter", "util-linux"),
     ("pgrep", "procps"),
     ("curl", "curl"),

@@ -86,6 +86,7 @@ impl Scene<'_> {
             let mut status = node(&format!("10.98.70.20{number}/24"), 70, &ago(0), state);
             status["peers"] = if number == 1 { json!([]) } else { json!([hears(1)]) };
             status["foreignRouters"] = json!([]);
+            status["firewalls"] = json!([]);
             status["dataplane"] = json!({"ready": true, "reason": "Ready", "message": null});
             status
         })

@@ -208,7 +208,10 @@ fn a_foreign_claim_is_counted_and_answered() -> Result<()> {
     stranger.exec(&format!("ip address add {VIP}/32 dev eth0"))?.ok()?;
     client.exec(&format!("ping -c1 -W1 {VIP}"))?;
     // It is not defended against for more than a second, so the client knows the owner again after that.
-    stranger.exec(&format!("for i in 1 2 3; do arping -U -c1 -w1 -I eth0 {VIP}; sleep 0.6; done"))?;
+    for _ in 0..3 {
+        stranger.exec(&format!("arping -U -c1 -w1 -I eth0 {VIP}"))?.ok()?;
+        thread::sleep(Duration::from_millis(600));
+    }
     let claim = command::until("the claim", SOON, || Ok(all[0].report().claims.first().cloned()))?;
     ensure!(!claim.yielded && claim.address == IpAddr::V4(VIP), "{claim:?}");
     ensure!(claim.mac.map(|byte| format!("{byte:02x}")).join(":") == stranger.mac()?, "{claim:?}");
