@@ -26,12 +26,17 @@ pub enum Action {
     Enter(VrrpState),
     /// Send an advertisement to the group.
     Send(Advert),
+    /// Send an advertisement to one router alone.
+    Tell(IpAddr, Advert),
     /// Bind addresses to the interface.
     Bind(Vec<IpAddr>),
     /// Announce bound addresses (gratuitous ARP, RFC 9568 section 6.4.2).
     Announce(Vec<IpAddr>),
     /// Take addresses off the interface.
     Release(Vec<IpAddr>),
+    /// Another router has these addresses now, or is binding them: take each off when that router announces it, and all at
+    /// a time. Until it is announced, who talks to it talks to us.
+    Yield(Vec<IpAddr>, Duration),
     /// The election is left; nothing more will come.
     Left,
 }
@@ -76,7 +81,7 @@ struct Lower {
     interval: Duration,
 }
 
-/// A master that gives up by priority 0 and goes on serving until it hears its successor.
+/// A master that gives up by priority 0 and goes on serving until its successor does.
 #[derive(Clone, Copy, Debug)]
 struct Handover {
     /// When it waits no longer.
@@ -161,7 +166,7 @@ impl Router {
                 actions
             }
             (VrrpState::Master, Some(handover)) if now < handover.ends => self.give_up(now, handover),
-            (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(),
+            (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(Action::Release),
             // (section 6.4.3: the Adver_Timer fires) And nobody took what was offered.
             (VrrpState::Master, _) => {
                 self.handover = None;
@@ -180,9 +185,15 @@ impl Router {
                 Vec::new()
             }
             (VrrpState::Master, Some(_)) if advert.priority == 0 => Vec::new(),
-            // Whoever sends a priority takes over; make before break ends here.
-            (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(),
-            (VrrpState::Master, Some(_)) => self.become_backup(now, from, advert),
+            // Whoever sends a priority takes over; make before break ends with its announcements.
+            (VrrpState::Master, Some(Handover { ends, leaving })) => {
+                let until = ends.min(now + HANDOVER);
+                let release = |addresses| Action::Yield(addresses, until);
+                match leaving {
+                    true => self.let_go(release),
+                    false => self.become_backup(now, from, advert, release),
+                }
+            }
             (VrrpState::Master, None) => self.defend(now, from, advert),
         }
     }
@@ -214,8 +225,15 @@ impl Router {
     fn defend(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
         if advert.priority == 0 {
             vec![self.advertise(now)]
-        } else if (advert.priority, from) > (self.config.priority, self.source) || self.was_silent(now) {
-            self.become_backup(now, from, advert)
+        } else if self.was_silent(now) {
+            self.become_backup(now, from, advert, Action::Release)
+        } else if (advert.priority, from) > (self.config.priority, self.source) {
+            // It may not have heard us so far, nor know that hosts believe us: a last word to nobody but it makes it announce
+            // the addresses. Others would obey it.
+            let last = Action::Tell(from, self.own_advert());
+            let until = now + HANDOVER.min(self.config.interval);
+            let rest = self.become_backup(now, from, advert, |addresses| Action::Yield(addresses, until));
+            [last].into_iter().chain(rest).collect()
         } else {
             self.answer(now, timers::from_centiseconds(advert.interval))
         }
@@ -256,7 +274,7 @@ impl Router {
         actions
     }
 
-    /// Leaves by plan. A master gives up by priority 0 (section 6.4.3: Shutdown) but serves until its successor is heard.
+    /// Leaves by plan. A master gives up by priority 0 (section 6.4.3: Shutdown) but serves until its successor does.
     pub fn leave(&mut self, now: Duration) -> Vec<Action> {
         match (self.state, &mut self.handover) {
             (VrrpState::Master, Some(handover)) => {
@@ -264,7 +282,7 @@ impl Router {
                 Vec::new()
             }
             (VrrpState::Master, None) => self.begin_handover(now, true),
-            _ => self.let_go(),
+            _ => self.let_go(Action::Release),
         }
     }
 
@@ -284,7 +302,7 @@ impl Router {
         if self.state == VrrpState::Master && self.handover.is_none() {
             actions.push(Action::Send(self.config.advert(0, self.source)));
         }
-        actions.extend(self.let_go());
+        actions.extend(self.let_go(Action::Release));
         actions
     }
 
@@ -301,10 +319,10 @@ impl Router {
         vec![Action::Send(self.config.advert(0, self.source))]
     }
 
-    fn let_go(&mut self) -> Vec<Action> {
+    fn let_go(&mut self, release: impl FnOnce(Vec<IpAddr>) -> Action) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.state == VrrpState::Master {
-            actions.push(Action::Release(self.config.addresses.clone()));
+            actions.push(release(self.config.addresses.clone()));
         }
         if self.state != VrrpState::Init {
             actions.push(Action::Enter(VrrpState::Init));
@@ -333,14 +351,20 @@ impl Router {
     }
 
     /// A master gives way.
-    fn become_backup(&mut self, now: Duration, from: IpAddr, advert: &Advert) -> Vec<Action> {
+    fn become_backup(
+        &mut self,
+        now: Duration,
+        from: IpAddr,
+        advert: &Advert,
+        release: impl FnOnce(Vec<IpAddr>) -> Action,
+    ) -> Vec<Action> {
         self.state = VrrpState::Backup;
         self.handover = None;
         self.lost = None;
         self.master = Some(from);
         self.follow(now, timers::from_centiseconds(advert.interval));
         self.deadline = Some(self.down());
-        vec![Action::Release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
+        vec![release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
     }
 
     /// A master is obeyed: its interval is learned, the down timer begins anew.

@@ -16,6 +16,8 @@ const AT_ONCE: usize = 32;
 pub struct Bindings {
     entries: BTreeMap<Key, Entry>,
     releases: VecDeque<Key>,
+    /// Bound still, until the successor announces them: by which election, and for how long at most.
+    handed: BTreeMap<Key, (RouterId, Duration)>,
     /// To be bound: those that were taken off first, of each kind in the order of their keys.
     wishes: BTreeSet<(Kind, Key)>,
     /// In the order of time. One that does not agree with its entry is out of date.
@@ -54,6 +56,7 @@ impl Bindings {
             entry.router.clone_from(router);
             return entry.renew.is_some();
         }
+        self.handed.remove(&key);
         self.entries.insert(key, Entry { router: router.clone(), renew: None });
         self.wishes.insert((Kind::Won, key));
         false
@@ -61,11 +64,29 @@ impl Bindings {
 
     /// An election does not want an address any more; nothing happens to one that another election has taken over.
     pub fn give_up(&mut self, router: &RouterId, key: Key) {
-        if self.entries.get(&key).is_some_and(|entry| entry.router == *router)
-            && self.forget(key).is_some_and(|entry| entry.renew.is_some())
-        {
+        if self.drop_out(router, key) {
             self.releases.push_back(key);
         }
+    }
+
+    /// Gives an address up when its successor announces it, or at a time, which is to come before its lifetime ends.
+    pub fn hand_over(&mut self, router: &RouterId, key: Key, until: Duration) {
+        if self.drop_out(router, key) {
+            self.handed.insert(key, (router.clone(), until));
+        }
+    }
+
+    /// Another router announces an address that was handed over.
+    pub fn taken(&mut self, key: Key) {
+        if self.handed.remove(&key).is_some() {
+            self.releases.push_back(key);
+        }
+    }
+
+    /// Whether an election is rid of an address that is bound.
+    fn drop_out(&mut self, router: &RouterId, key: Key) -> bool {
+        self.entries.get(&key).is_some_and(|entry| entry.router == *router)
+            && self.forget(key).is_some_and(|entry| entry.renew.is_some())
     }
 
     /// An address was taken off by another program: it is wanted anew, before all others. Its election, if it is ours.
@@ -99,6 +120,10 @@ impl Bindings {
     /// What is to be done next; releases come first, for another node may have the address by now.
     pub fn next_batch(&mut self, now: Duration) -> Batch {
         let mut batch = Batch::default();
+        let late = self.handed.iter().filter(|(_, (_, until))| *until <= now).map(|(key, _)| *key);
+        for key in late.collect::<Vec<_>>() {
+            self.taken(key);
+        }
         batch.release.extend(self.releases.drain(..self.releases.len().min(AT_ONCE)));
         let room = AT_ONCE - batch.release.len();
         batch.bind.extend((0..room).map_while(|_| self.wishes.pop_first()).map(|(_, key)| key));
@@ -123,12 +148,13 @@ impl Bindings {
         if !self.releases.is_empty() || !self.wishes.is_empty() {
             return Some(Duration::ZERO);
         }
-        self.renewals.front().map(|(due, _)| *due)
+        let renewal = self.renewals.front().map(|(due, _)| *due);
+        self.handed.values().map(|(_, until)| *until).chain(renewal).min()
     }
 
     /// Whether nothing of ours is left anywhere.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.releases.is_empty()
+        self.entries.is_empty() && self.releases.is_empty() && self.handed.is_empty()
     }
 
     /// Whether an address is bound.
@@ -140,6 +166,16 @@ impl Bindings {
     pub fn all(&self) -> impl Iterator<Item = (Key, &RouterId)> {
         let bound = self.entries.iter().filter(|(_, entry)| entry.renew.is_some());
         bound.map(|(key, entry)| (*key, &entry.router))
+    }
+
+    /// Whether an address is bound and handed over.
+    pub fn is_handed(&self, key: Key) -> bool {
+        self.handed.contains_key(&key)
+    }
+
+    /// All that are bound and handed over, each with the election that had it.
+    pub fn handed(&self) -> impl Iterator<Item = (Key, &RouterId)> {
+        self.handed.iter().map(|(key, (router, _))| (*key, router))
     }
 
     /// All that an election has or wants.
@@ -208,6 +244,32 @@ mod tests {
         bindings.give_up(&router(7), key(0));
         assert!(bindings.is_empty());
         assert_eq!(bindings.next_batch(NOW + RENEW), Batch::default(), "no renewal is left over");
+    }
+
+    #[test]
+    fn what_is_handed_over_stays_until_it_is_taken_or_late() {
+        let mut bindings = Bindings::default();
+        let until = NOW + RENEW / 2;
+        for number in 0..4 {
+            bindings.want(&router(7), key(number));
+        }
+        for key in bindings.next_batch(NOW).bind {
+            bindings.bound(NOW, key);
+        }
+        for number in 0..3 {
+            bindings.hand_over(&router(7), key(number), until);
+        }
+        assert_eq!((bindings.all().count(), bindings.handed().count()), (1, 3));
+        bindings.taken(key(0));
+        bindings.taken(key(3));
+        assert!((bindings.is_bound(key(3)), bindings.is_handed(key(0))) == (true, false));
+        // It is won back.
+        assert!(!bindings.want(&router(7), key(1)));
+        let batch = bindings.next_batch(NOW);
+        assert_eq!((batch.release, batch.bind), (vec![key(0)], vec![key(1)]));
+        assert_eq!(bindings.next_deadline(), Some(until));
+        assert_eq!(bindings.next_batch(until).release, [key(2)]);
+        assert_eq!(bindings.handed().count(), 0);
     }
 
     #[test]

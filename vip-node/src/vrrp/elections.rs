@@ -351,7 +351,8 @@ impl Elections {
                 Err(obstacle) => self.bar(&config.id, obstacle),
             }
         }
-        let used = self.running.keys().map(|id| (id.interface.clone(), id.family)).collect();
+        let handed = self.bindings.handed().map(|(_, id)| id);
+        let used = self.running.keys().chain(handed).map(|id| (id.interface.clone(), id.family)).collect();
         self.sockets.listen(&self.network, &used);
     }
 
@@ -431,9 +432,11 @@ impl Elections {
                     self.news.now();
                 }
                 Action::Send(advert) => self.send(id, &advert),
+                Action::Tell(peer, advert) => self.tell(id, peer, &advert),
                 Action::Bind(addresses) => self.want(id, &addresses),
                 Action::Announce(addresses) => self.announce(id, &addresses),
-                Action::Release(addresses) => self.release(id, &addresses),
+                Action::Release(addresses) => self.release(id, &addresses, None),
+                Action::Yield(addresses, until) => self.release(id, &addresses, Some(until)),
                 Action::Left => self.forget(id),
             }
         }
@@ -442,7 +445,7 @@ impl Elections {
     /// An election was left. If it was ordered again meanwhile, it is entered anew.
     fn forget(&mut self, id: &RouterId) {
         let rest: Vec<IpAddr> = self.bindings.of(id).into_iter().map(|(_, address)| address).collect();
-        self.release(id, &rest);
+        self.release(id, &rest, None);
         self.running.remove(id);
         if self.ordered.contains_key(id) {
             let now = self.now();
@@ -452,29 +455,36 @@ impl Elections {
 
     fn send(&mut self, id: &RouterId, advert: &Advert) {
         let Some(running) = self.running.get(id) else { return };
+        let source = running.router.source();
+        if self.lan.unicast {
+            let peers: Vec<IpAddr> = self.network.peers(running.index, id.family, &self.lan).collect();
+            for peer in peers {
+                self.tell(id, peer, advert);
+            }
+        } else if let Some(wire) = self.sockets.wire(id) {
+            let bytes = advert.encode(source, packet::group(id.family), self.lan.checksum.sent());
+            note_unsent(id, wire.advertise(source, &bytes));
+        }
+    }
+
+    /// An advertisement for one router alone.
+    fn tell(&mut self, id: &RouterId, peer: IpAddr, advert: &Advert) {
+        let Some(running) = self.running.get(id) else { return };
         let Some(wire) = self.sockets.wire(id) else { return };
         let source = running.router.source();
-        let form = self.lan.checksum.sent();
-        let sent = if self.lan.unicast {
-            let peers = self.network.peers(running.index, id.family, &self.lan);
-            // One peer that cannot be reached keeps nothing from the others.
-            let mut sent = Ok(());
-            for peer in peers {
-                let bytes = advert.encode(source, peer, form);
-                sent = sent.and(wire.advertise_to(&id.interface, source, peer, &bytes));
-            }
-            sent
-        } else {
-            wire.advertise(source, &advert.encode(source, packet::group(id.family), form))
-        };
-        if let Err(error) = sent {
-            // A link that just went down says so by the kernel's own message.
-            debug!(vrid = id.vrid, interface = id.interface, %error, "an advertisement was not sent");
-        }
+        let bytes = advert.encode(source, peer, self.lan.checksum.sent());
+        note_unsent(id, wire.advertise_to(&id.interface, source, peer, &bytes));
     }
 
     fn is_master(&self, id: &RouterId) -> bool {
         self.running.get(id).is_some_and(|running| running.router.state() == VrrpState::Master)
+    }
+}
+
+/// A link that just went down says so by the kernel's own message.
+fn note_unsent(id: &RouterId, sent: io::Result<()>) {
+    if let Err(error) = sent {
+        debug!(vrid = id.vrid, interface = id.interface, %error, "an advertisement was not sent");
     }
 }
 

@@ -71,8 +71,8 @@ fn cases_13_to_15_a_backup_and_what_it_hears() {
 fn cases_16_to_19_a_master_and_what_it_hears() {
     let (low, high) = (ip(9), ip(12));
     let rows = [
-        ("16 higher priority", low, 101, vec!["release", "Backup"]),
-        ("17 equal priority, greater address", high, 100, vec!["release", "Backup"]),
+        ("16 higher priority", low, 101, vec!["tell 100", "yield", "Backup"]),
+        ("17 equal priority, greater address", high, 100, vec!["tell 100", "yield", "Backup"]),
         ("17 equal priority, smaller address", low, 100, vec!["send 100", "announce"]),
         ("18 lower priority", high, 99, vec!["send 100", "announce"]),
         ("19 priority 0", high, 0, vec!["send 100"]),
@@ -105,7 +105,10 @@ fn case_21_of_two_with_priority_255_the_greater_address_remains() {
         other => panic!("{other:?}"),
     };
     let millisecond = Duration::from_millis(1);
-    assert_eq!(kinds(&low.receive(millisecond, ip(12), &advert(&said_high))), ["release", "Backup"]);
+    assert_eq!(
+        kinds(&low.receive(millisecond, ip(12), &advert(&said_high))),
+        ["tell 255", "yield", "Backup"]
+    );
     assert_eq!(kinds(&high.receive(millisecond, ip(11), &advert(&said_low))), ["send 255", "announce"]);
     assert_eq!((low.state(), high.state()), (VrrpState::Backup, VrrpState::Master));
 }
@@ -116,7 +119,7 @@ fn case_22_a_master_that_stops_says_so_and_then_releases() {
     let mut router = master(100);
     assert_eq!(kinds(&router.leave(SECOND * 4)), ["send 0"]);
     let took = SECOND * 4 + timers::skew(1, SECOND);
-    assert_eq!(kinds(&router.receive(took, ip(9), &heard(1, 100))), ["release", "Init", "left"]);
+    assert_eq!(kinds(&router.receive(took, ip(9), &heard(1, 100))), ["yield", "Init", "left"]);
 }
 
 #[test]

@@ -47,9 +47,11 @@ pub(super) fn kinds(actions: &[Action]) -> Vec<String> {
         .map(|action| match action {
             Action::Enter(state) => format!("{state:?}"),
             Action::Send(advert) => format!("send {}", advert.priority),
+            Action::Tell(_, advert) => format!("tell {}", advert.priority),
             Action::Bind(_) => "bind".into(),
             Action::Announce(_) => "announce".into(),
             Action::Release(_) => "release".into(),
+            Action::Yield(..) => "yield".into(),
             Action::Left => "left".into(),
         })
         .collect()
@@ -102,7 +104,7 @@ fn leaving_is_make_before_break() {
     assert_eq!(kinds(&router.leave(SECOND * 5)), ["send 0"]);
     assert_eq!(router.leave(SECOND * 5), []);
     assert_eq!(router.receive(SECOND * 5, ip(12), &heard(0, 100)), []);
-    assert_eq!(kinds(&router.receive(SECOND * 5, ip(12), &heard(99, 100))), ["release", "Init", "left"]);
+    assert_eq!(kinds(&router.receive(SECOND * 5, ip(12), &heard(99, 100))), ["yield", "Init", "left"]);
     assert_eq!(router.timeout(SECOND * 9), []);
 
     // Alone it waits long enough for the last in rank, and says it once more to who has missed it.
@@ -135,7 +137,7 @@ fn an_offer_is_taken_by_a_successor() {
     assert_eq!(router.state(), VrrpState::Master);
     assert_eq!(router.receive(SECOND * 4, ip(12), &heard(0, 100)), []);
     let now = SECOND * 5;
-    assert_eq!(kinds(&router.receive(now, ip(9), &heard(1, 300))), ["release", "Backup"]);
+    assert_eq!(kinds(&router.receive(now, ip(9), &heard(1, 300))), ["yield", "Backup"]);
     assert_eq!(router.master(), Some(ip(9)));
     // It follows the successor and takes part as before.
     assert_eq!(router.next_deadline(), Some(now + timers::down(100, SECOND * 3)));
@@ -161,7 +163,7 @@ fn only_a_master_has_something_to_offer() {
     let mut leaving = master(100);
     leaving.leave(SECOND * 4);
     assert_eq!(leaving.offer(SECOND * 4), []);
-    assert_eq!(kinds(&leaving.receive(SECOND * 5, ip(9), &heard(1, 100))), ["release", "Init", "left"]);
+    assert_eq!(kinds(&leaving.receive(SECOND * 5, ip(9), &heard(1, 100))), ["yield", "Init", "left"]);
 }
 
 #[test]
@@ -174,7 +176,7 @@ fn an_offer_may_turn_into_leaving() {
     let mut router = master(100);
     router.offer(SECOND * 4);
     router.leave(SECOND * 4);
-    assert_eq!(kinds(&router.receive(SECOND * 5, ip(9), &heard(1, 100))), ["release", "Init", "left"]);
+    assert_eq!(kinds(&router.receive(SECOND * 5, ip(9), &heard(1, 100))), ["yield", "Init", "left"]);
 
     let mut router = master(100);
     router.offer(SECOND * 4);

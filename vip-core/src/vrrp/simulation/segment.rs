@@ -316,9 +316,11 @@ impl Segment {
         let now = self.now + self.hosts[host].epoch;
         for action in call(&mut self.hosts[host].router, now) {
             match action {
-                Action::Send(advert) => self.send(host, &advert),
+                Action::Send(advert) => self.send(host, &advert, |_| true),
+                Action::Tell(to, advert) => self.send(host, &advert, |host| address(host) == to),
                 Action::Bind(_) => self.bind(host),
-                Action::Release(_) => self.unbind(host),
+                // Announcements are not simulated: there is no time between the first word of an owner and its first announcement.
+                Action::Release(_) | Action::Yield(..) => self.unbind(host),
                 Action::Enter(state) => self.trace(|| format!("{host} is {state:?}")),
                 Action::Announce(_) => {}
                 Action::Left => self.hosts[host].life = Life::Gone,
@@ -326,10 +328,10 @@ impl Segment {
         }
     }
 
-    fn send(&mut self, from: usize, advert: &Advert) {
+    fn send(&mut self, from: usize, advert: &Advert, is_meant: impl Fn(usize) -> bool) {
         self.trace(|| format!("{from} sends {}", advert.priority));
         let bytes: Rc<[u8]> = advert.encode(address(from), group(Family::V4), Checksum::PseudoHeader).into();
-        for to in (0..self.hosts.len()).filter(|to| *to != from) {
+        for to in (0..self.hosts.len()).filter(|to| *to != from && is_meant(*to)) {
             let link = from * self.hosts.len() + to;
             if self.cut[link] || self.random.percent(self.link.loss) {
                 continue;

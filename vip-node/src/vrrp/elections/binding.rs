@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tracing::{info, warn};
 use vip_core::api::Reason;
@@ -28,11 +29,16 @@ impl Elections {
         }
     }
 
-    pub(super) fn release(&mut self, id: &RouterId, addresses: &[IpAddr]) {
+    /// An election has lost addresses: they are taken off at once, or when its successor announces them (at the latest at a
+    /// time).
+    pub(super) fn release(&mut self, id: &RouterId, addresses: &[IpAddr], until: Option<Duration>) {
         let Some(running) = self.running.get(id) else { return };
         let index = running.index;
         for address in addresses {
-            self.bindings.give_up(id, (index, *address));
+            match until {
+                Some(until) => self.bindings.hand_over(id, (index, *address), until),
+                None => self.bindings.give_up(id, (index, *address)),
+            }
             self.announcer.forget(*address);
             self.claims.forget(*address);
             self.yielded.remove(&(id.clone(), *address));
@@ -45,6 +51,9 @@ impl Elections {
     pub(super) fn bind_some(&mut self) {
         let now = self.now();
         let batch = self.bindings.next_batch(now);
+        if !batch.release.is_empty() {
+            self.news.now();
+        }
         let release = self.addresses.release(&batch.release);
         for ((key, address), error) in failures(&batch.release, release) {
             warn!(%address, index = key, %error, "could not be released, its lifetime will end");

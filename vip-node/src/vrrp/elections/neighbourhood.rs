@@ -80,10 +80,14 @@ impl Elections {
         let Claimed { address, mac, tentative } = claim;
         let probing = self.prober.is_probing(interface, address);
         let bound = self.bindings.is_bound((index, address)) && !tentative;
-        if !probing && !bound {
+        let handed = self.bindings.is_handed((index, address)) && !tentative;
+        if !probing && !bound && !handed {
             return;
         }
         let own: BTreeSet<[u8; 6]> = self.network.nics().map(|nic| nic.mac).collect();
+        if handed && !own.contains(&mac) {
+            return self.bindings.taken((index, address));
+        }
         if is_friend(mac, &own, &self.lan) {
             return;
         }

@@ -72,7 +72,7 @@ impl Elections {
         let now = self.now();
         self.news.tell(now);
         let mut bound: BTreeMap<&RouterId, Vec<IpAddr>> = BTreeMap::new();
-        for ((_, address), id) in self.bindings.all() {
+        for ((_, address), id) in self.bindings.all().chain(self.bindings.handed()) {
             bound.entry(id).or_default().push(address);
         }
         let all: BTreeSet<&IpAddr> = bound.values().flatten().collect();
@@ -82,7 +82,8 @@ impl Elections {
             addresses: nic.addresses.iter().filter(|net| !all.contains(&net.addr())).copied().collect(),
             carrier: nic.carrier,
         });
-        let ids: BTreeSet<&RouterId> = self.ordered.keys().chain(self.running.keys()).collect();
+        let ids: BTreeSet<&RouterId> =
+            self.ordered.keys().chain(self.running.keys()).chain(bound.keys().copied()).collect();
         let routers = ids.into_iter().map(|id| {
             let router = self.running.get(id).map(|running| &running.router);
             RouterReport {
