@@ -74,8 +74,10 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     scene.owner(vip)?;
     thread::sleep(Duration::from_secs(1));
     let report = watch.stop();
-    // Few at each of the five moves.
-    let broken = report.broken();
+    // A request that is under way while the address moves may break: the new owner does not know its connection and resets
+    // it, or the old one can no longer send the answer. Nothing else may fail, and few of these at each of the five moves.
+    let under_way = ["connection reset", "operation would block"];
+    let broken: usize = under_way.iter().filter_map(|kind| report.by_failure.get(*kind)).sum();
     ensure!(report.failures == broken && broken <= 15 && report.requests > 1000, "{report}");
     Ok(())
 }

@@ -159,15 +159,6 @@ impl Seen {
     }
 }
 
-impl Report {
-    /// How many of the failures were requests under way while an address moved: the new owner does not know their
-    /// connections and resets them, or the old one can no longer send the answer.
-    pub fn broken(&self) -> usize {
-        let kinds = ["connection reset", "operation would block"];
-        kinds.iter().filter_map(|kind| self.by_failure.get(*kind)).sum()
-    }
-}
-
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { requests, failures, longest_gap, by_answer, by_failure } = self;

@@ -55,8 +55,7 @@ fn an_ipv6_address_has_one_owner_and_moves_without_a_lost_request() -> Result<()
     let next = settled_owner_of(&rest, VIP6.into())?;
     watch.wait_answers(200, SOON)?;
     let report = watch.stop();
-    let broken = report.broken();
-    ensure!(report.failures == broken && broken <= 2, "{report:?}");
+    ensure!(report.failures == 0, "{report:?}");
     let name = rest[next].number.to_string();
     ensure!(report.by_answer.contains_key(&name), "the new owner {name} was never asked: {report:?}");
     Ok(())
