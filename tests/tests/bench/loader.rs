@@ -1,17 +1,19 @@
 //! The least that fills an IPVS table: the same messages, written one after the other and sent in batches. No plan, no
-//! ledger, nothing is read back but acknowledgements. And a look at one service, which costs the kernel little.
+//! ledger, nothing is read back but acknowledgements. And looks at what is there, which cost the kernel little.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
-use vip_core::plan::{ServiceKey, Tables};
+use vip_core::plan::{Protocol, ServiceKey, Tables};
 
 const NEW_SERVICE: u8 = 1;
 const NEW_DEST: u8 = 5;
+const GET_SERVICE: u8 = 4;
 const GET_DEST: u8 = 8;
 const FLUSH: u8 = 17;
 const NESTED: u16 = 0x8000;
@@ -44,9 +46,18 @@ impl Loader {
         Ok(Self { family: u16::from_ne_bytes(*id.context("this kernel has no IPVS")?), socket })
     }
 
+    /// The services of TCP over IPv4.
+    pub fn services(&self) -> Result<Vec<ServiceKey>> {
+        self.dump(GET_SERVICE, &[], service)
+    }
+
     /// The destinations of one service and their weights, IPv4 alone.
     pub fn destinations(&self, key: &ServiceKey) -> Result<Vec<(SocketAddr, u32)>> {
-        let ask = message(self.family, DUMP, GET_DEST, &attribute(1 | NESTED, &name(key)));
+        self.dump(GET_DEST, &attribute(1 | NESTED, &name(key)), destination)
+    }
+
+    fn dump<T>(&self, command: u8, body: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>> {
+        let ask = message(self.family, DUMP, command, body);
         send(self.socket.as_raw_fd(), &ask, MsgFlags::empty())?;
         let mut found = Vec::new();
         let mut buffer = [0; 32768];
@@ -58,7 +69,7 @@ impl Loader {
                 if u16::from_ne_bytes([head[4], head[5]]) == DONE {
                     return Ok(found);
                 }
-                found.extend(destination(rest.get(20..size).unwrap_or_default()));
+                found.extend(read(rest.get(20..size).unwrap_or_default()));
                 rest = rest.get(size.next_multiple_of(4).max(20)..).unwrap_or_default();
             }
         }
@@ -115,13 +126,30 @@ impl Loader {
     }
 }
 
+fn service(message: &[u8]) -> Option<ServiceKey> {
+    let all = nested(message, 1)?;
+    let value = |wanted| all.get(&wanted).copied();
+    let protocol = u16::from_ne_bytes(*value(2)?.first_chunk()?);
+    (u16::from_ne_bytes(*value(1)?.first_chunk()?) == 2 && protocol == u16::from(Protocol::Tcp.number()))
+        .then_some(ServiceKey {
+            address: IpAddr::from(*value(3)?.first_chunk::<4>()?),
+            protocol: Protocol::Tcp,
+            port: u16::from_be_bytes(*value(4)?.first_chunk()?),
+        })
+}
+
 fn destination(message: &[u8]) -> Option<(SocketAddr, u32)> {
-    let nested = attributes(message).into_iter().find(|(number, _)| *number == 2)?.1;
-    let all = attributes(nested);
-    let value = |wanted| all.iter().find(|(number, _)| *number == wanted).map(|(_, value)| *value);
+    let all = nested(message, 2)?;
+    let value = |wanted| all.get(&wanted).copied();
     let ip = IpAddr::from(*value(1)?.first_chunk::<4>()?);
     let port = u16::from_be_bytes(*value(2)?.first_chunk()?);
     Some((SocketAddr::new(ip, port), u32::from_ne_bytes(*value(4)?.first_chunk()?)))
+}
+
+/// The attributes in one of a message's.
+fn nested(message: &[u8], number: u16) -> Option<BTreeMap<u16, &[u8]>> {
+    let outer = attributes(message).into_iter().find(|(found, _)| *found == number)?;
+    Some(attributes(outer.1).into_iter().collect())
 }
 
 /// The attributes of a message, by their numbers.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{Lab, command};
 
 use super::{NAMESPACE, PLACE, bring, expose};
+use crate::loader::Loader;
 
 /// The word that starts the half that runs on a node.
 pub const WATCH: &str = "watch-ipvs";
@@ -42,7 +43,7 @@ spec:
     expose(lab, (0..SERVICES).map(|n| format!("flushed-{n}")))?;
     let node = lab.node(1);
     command::until("all of them in the kernel", LIMIT, || {
-        let lines = node.exec("cat /proc/net/ip_vs")?.ok()?.stdout.lines().count();
+        let lines = node.exec("ipvsadm -Ln")?.ok()?.stdout.lines().count();
         ensure!(lines >= usize::from(SERVICES) * (1 + PODS), "{lines} lines");
         Ok(Some(()))
     })?;
@@ -69,16 +70,23 @@ spec:
 /// The half on the node: looks at the table of its network namespace until told otherwise.
 pub fn watch() -> Result<()> {
     let enough = std::path::Path::new(PLACE).join("enough");
+    let kernel = Loader::open()?;
+    let services = kernel.services()?;
+    let entries = || {
+        let there = services.iter().map(|key| Ok(1 + kernel.destinations(key)?.len()));
+        there.sum::<Result<usize>>()
+    };
     let all = entries()?;
     let mut absences = Vec::new();
     let mut gone: Option<Instant> = None;
     let (start, mut last) = (Instant::now(), Instant::now());
     let mut slowest = Duration::ZERO;
     while start.elapsed() < LIMIT && !enough.exists() {
-        let now = entries()?;
+        // Destinations are counted once all services are there again.
+        let absent = kernel.services()?.len() < services.len() || gone.is_some() && entries()? < all;
         slowest = slowest.max(last.elapsed());
         last = Instant::now();
-        if now < all {
+        if absent {
             gone.get_or_insert_with(Instant::now);
         } else if let Some(since) = gone.take() {
             absences.push(since.elapsed().as_millis());
@@ -94,8 +102,4 @@ pub fn watch() -> Result<()> {
         slowest.as_millis()
     );
     Ok(())
-}
-
-fn entries() -> Result<usize> {
-    Ok(fs::read_to_string("/proc/net/ip_vs")?.lines().count())
 }
