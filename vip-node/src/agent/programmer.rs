@@ -253,10 +253,7 @@ impl<D: Dataplane> Worker<D> {
     fn approach(&mut self) -> Outcome {
         let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
         let known = self.mirror.take();
-        if known.is_none() || self.auditing {
-            // That they can't be seen is said where our own table can't be.
-            self.firewalls = Arc::new(self.dataplane.firewalls().unwrap_or_default());
-        }
+        let looks = known.is_none() || self.auditing;
         let (desired, substituted) = substitute(desired, &self.lacking);
         let mut state = Programmed {
             generation: Some(*generation),
@@ -322,6 +319,12 @@ impl<D: Dataplane> Worker<D> {
                 }
                 (Some(trouble), None) => state.trouble = Some(trouble.clone()),
             }
+        }
+        if looks {
+            // After the repair: to look through the rules of others takes long while they are being written. That they can't be
+            // seen is said where our own table can't be.
+            self.firewalls = Arc::new(self.dataplane.firewalls().unwrap_or_default());
+            state.firewalls = Arc::clone(&self.firewalls);
         }
         let conflicts: BTreeSet<ServiceKey> = plan.conflicts.into_iter().collect();
         let mut ledger = Along::new(mirror.ledger.iter().map(|key| (key, ())));
@@ -499,7 +502,8 @@ mod tests {
         let kernel = Recorder::default();
         let programmer = Programmer::start(kernel.clone()).unwrap();
         programmer.desire(1, Arc::new(tables(3)));
-        wait(&programmer, |s| s.serves(&[key(80)]));
+        let first = wait(&programmer, |s| s.serves(&[key(80)]));
+        assert!(!first.firewalls.is_empty(), "the rules of others are looked at once our entries are there");
         let mut states = programmer.state();
         kernel.meddle(|tables| tables.services.clear());
         until(|| kernel.tables() == tables(3));
