@@ -50,6 +50,8 @@ pub struct Nic {
 pub enum Change {
     /// Somebody took one of our addresses off the interface with this index.
     Lost(u32, IpAddr),
+    /// One of our addresses on the interface with this index can be used, or was renewed.
+    Ready(u32, IpAddr),
     /// Something else: look again.
     Other,
 }
@@ -207,13 +209,15 @@ fn message(index: u32, address: IpAddr) -> AddressMessage {
     message
 }
 
-/// What an event means; the echo of our own work means nothing.
+/// What an event means.
 fn change(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> {
     match message.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) if is_ours(&address) => {
             Some(Change::Lost(address.header.index, ip_of(&address)?))
         }
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_ours(&address) => None,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) if is_ours(&address) => {
+            Some(Change::Ready(address.header.index, ip_of(&address)?))
+        }
         NetlinkPayload::Overrun(_) | NetlinkPayload::InnerMessage(_) => Some(Change::Other),
         _ => None,
     }

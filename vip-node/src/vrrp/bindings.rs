@@ -20,8 +20,8 @@ pub struct Bindings {
     handed: BTreeMap<Key, (RouterId, Duration)>,
     /// To be bound: those that were taken off first, of each kind in the order of their keys.
     wishes: BTreeSet<(Kind, Key)>,
-    /// In the order of time. One that does not agree with its entry is out of date.
-    renewals: VecDeque<(Duration, Key)>,
+    /// One that does not agree with its entry is out of date.
+    renewals: BTreeSet<(Duration, Key)>,
 }
 
 /// Why an address is to be bound.
@@ -36,6 +36,8 @@ struct Entry {
     router: RouterId,
     /// When it is to be renewed; `None` until it is bound.
     renew: Option<Duration>,
+    /// Bound, and the kernel has not said yet that it answers for it.
+    unready: bool,
 }
 
 /// What is to be done next.
@@ -50,14 +52,14 @@ pub struct Batch {
 }
 
 impl Bindings {
-    /// An election wants an address on an interface. Whether it is there already.
+    /// An election wants an address on an interface. Whether it is there already, and hosts can be told.
     pub fn want(&mut self, router: &RouterId, key: Key) -> bool {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.router.clone_from(router);
-            return entry.renew.is_some();
+            return entry.renew.is_some() && !entry.unready;
         }
         self.handed.remove(&key);
-        self.entries.insert(key, Entry { router: router.clone(), renew: None });
+        self.entries.insert(key, Entry { router: router.clone(), renew: None, unready: false });
         self.wishes.insert((Kind::Won, key));
         false
     }
@@ -109,12 +111,21 @@ impl Bindings {
         self.entries.remove(&key)
     }
 
-    /// An address is bound. Its election, unless it has lost interest.
-    pub fn bound(&mut self, now: Duration, key: Key) -> Option<RouterId> {
+    /// An address is bound; `ready`: hosts can be told. Its election, unless it has lost interest.
+    pub fn bound(&mut self, now: Duration, key: Key, ready: bool) -> Option<RouterId> {
         let entry = self.entries.get_mut(&key)?;
-        entry.renew = Some(now + RENEW);
-        self.renewals.push_back((now + RENEW, key));
+        // The kernel's word about a renewal is the same as that it is ready, so there is time for the latter first.
+        let renew = now + if ready { RENEW } else { 2 * RENEW };
+        entry.renew = Some(renew);
+        entry.unready = !ready;
+        self.renewals.insert((renew, key));
         Some(entry.router.clone())
+    }
+
+    /// The kernel answers for an address. Its election, if it has waited for that.
+    pub fn ready(&mut self, key: Key) -> Option<RouterId> {
+        let entry = self.entries.get_mut(&key)?;
+        std::mem::take(&mut entry.unready).then(|| entry.router.clone())
     }
 
     /// What is to be done next; releases come first, for another node may have the address by now.
@@ -129,13 +140,13 @@ impl Bindings {
         batch.bind.extend((0..room).map_while(|_| self.wishes.pop_first()).map(|(_, key)| key));
         let mut room = room - batch.bind.len();
         while room > 0
-            && let Some((due, key)) = self.renewals.front().copied()
+            && let Some((due, key)) = self.renewals.first().copied()
             && due <= now
         {
-            self.renewals.pop_front();
+            self.renewals.pop_first();
             if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.renew == Some(due)) {
                 entry.renew = Some(now + RENEW);
-                self.renewals.push_back((now + RENEW, key));
+                self.renewals.insert((now + RENEW, key));
                 batch.renew.push(key);
                 room -= 1;
             }
@@ -148,7 +159,7 @@ impl Bindings {
         if !self.releases.is_empty() || !self.wishes.is_empty() {
             return Some(Duration::ZERO);
         }
-        let renewal = self.renewals.front().map(|(due, _)| *due);
+        let renewal = self.renewals.first().map(|(due, _)| *due);
         self.handed.values().map(|(_, until)| *until).chain(renewal).min()
     }
 
@@ -212,7 +223,7 @@ mod tests {
             let batch = bindings.next_batch(NOW);
             sizes.push(batch.bind.len());
             for key in batch.bind {
-                assert_eq!(bindings.bound(NOW, key), Some(router(7)));
+                assert_eq!(bindings.bound(NOW, key, true), Some(router(7)));
             }
         }
         assert_eq!(sizes, [AT_ONCE, 40 - AT_ONCE]);
@@ -231,12 +242,12 @@ mod tests {
             bindings.want(&router(7), key(number));
         }
         bindings.next_batch(NOW);
-        bindings.bound(NOW, key(0));
+        bindings.bound(NOW, key(0), true);
         for number in 0..2 {
             bindings.give_up(&router(7), key(number));
         }
         assert!(!bindings.is_empty());
-        assert_eq!(bindings.bound(NOW, key(1)), None, "nobody wants it any more");
+        assert_eq!(bindings.bound(NOW, key(1), true), None, "nobody wants it any more");
         // Bound again while its release waits: off first, then on.
         bindings.want(&router(7), key(0));
         let batch = bindings.next_batch(NOW);
@@ -254,7 +265,7 @@ mod tests {
             bindings.want(&router(7), key(number));
         }
         for key in bindings.next_batch(NOW).bind {
-            bindings.bound(NOW, key);
+            bindings.bound(NOW, key, true);
         }
         for number in 0..3 {
             bindings.hand_over(&router(7), key(number), until);
@@ -276,7 +287,7 @@ mod tests {
     fn an_address_that_moves_to_another_election_stays() {
         let mut bindings = Bindings::default();
         bindings.want(&router(7), key(0));
-        bindings.bound(NOW, key(0));
+        bindings.bound(NOW, key(0), true);
         assert!(bindings.want(&router(8), key(0)));
         bindings.give_up(&router(7), key(0));
         assert!(bindings.is_bound(key(0)));
@@ -284,11 +295,25 @@ mod tests {
     }
 
     #[test]
+    fn an_election_learns_once_that_an_address_is_ready() {
+        let mut bindings = Bindings::default();
+        bindings.want(&router(7), key(0));
+        assert_eq!(bindings.ready(key(0)), None, "it is not bound");
+        bindings.next_batch(NOW);
+        bindings.bound(NOW, key(0), false);
+        assert_eq!(bindings.next_batch(NOW + RENEW), Batch::default(), "its renewal would look the same");
+        assert_eq!(bindings.ready(key(0)), Some(router(7)));
+        assert_eq!(bindings.ready(key(0)), None, "it was renewed");
+        bindings.bound(NOW, key(0), true);
+        assert_eq!(bindings.ready(key(0)), None);
+    }
+
+    #[test]
     fn what_is_lost_is_wanted_first() {
         let mut bindings = Bindings::default();
         bindings.want(&router(7), key(2));
         bindings.next_batch(NOW);
-        bindings.bound(NOW, key(2));
+        bindings.bound(NOW, key(2), true);
         bindings.want(&router(7), key(0));
         assert_eq!(bindings.lost(key(9)), None);
         assert_eq!(bindings.lost(key(2)), Some(router(7)));

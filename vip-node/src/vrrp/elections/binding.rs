@@ -77,8 +77,13 @@ impl Elections {
             if error.is_some() && !ours.contains(key) {
                 continue;
             }
-            if let Some(id) = self.bindings.bound(now, *key) {
-                self.announcer.announce(now, &id, &[key.1]);
+            // IPv6: the kernel's own route to a new address comes later, from a queue that may be slow, and until then what is
+            // sent there is dropped. `follow_changes` hears when (`addrconf_dad_completed`).
+            let ready = key.1.is_ipv4() || error.is_some();
+            if let Some(id) = self.bindings.bound(now, *key, ready) {
+                if ready {
+                    self.announcer.announce(now, &id, &[key.1]);
+                }
                 self.recover(&id);
                 self.news.now();
             }
@@ -120,13 +125,38 @@ impl Elections {
             warn!(%error, "changes of the interfaces were lost");
             vec![Change::Other]
         });
+        let mut ready = Vec::new();
         for change in &changes {
-            if let Change::Lost(index, address) = change {
-                self.put_back((*index, *address));
+            match change {
+                Change::Lost(index, address) => self.put_back((*index, *address)),
+                Change::Ready(index, address) => {
+                    let key = (*index, *address);
+                    ready.extend(self.bindings.ready(key).map(|id| (key, id)));
+                }
+                Change::Other => {}
             }
         }
+        self.announce_ready(ready);
         if changes.contains(&Change::Other) {
             self.look();
+        }
+    }
+
+    /// Announces addresses that the kernel has just called ready.
+    fn announce_ready(&mut self, ready: Vec<(Key, RouterId)>) {
+        if ready.is_empty() {
+            return;
+        }
+        // The word comes a moment before the route, under the kernel's lock for interfaces (`__ipv6_ifa_notify`). Whoever has had
+        // that lock since has waited for the route, and a renewal takes it.
+        let keys: Vec<Key> = ready.iter().map(|(key, _)| *key).collect();
+        let renewed = self.addresses.renew(&keys);
+        for ((key, address), error) in failures(&keys, renewed) {
+            warn!(%address, index = key, %error, "could not be renewed");
+        }
+        let now = self.now();
+        for ((_, address), id) in ready {
+            self.announcer.announce(now, &id, &[address]);
         }
     }
 
