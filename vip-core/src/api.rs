@@ -518,6 +518,9 @@ pub struct InterfaceStatus {
     pub addresses: Vec<String>,
     /// Whether the link has a carrier.
     pub carrier: bool,
+    /// The largest packet that the link takes, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// A virtual router on a node.

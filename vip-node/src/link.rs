@@ -84,6 +84,8 @@ pub struct Interface {
     pub addresses: Vec<IpNet>,
     /// Whether it is up and has a carrier.
     pub carrier: bool,
+    /// The largest packet that it takes, in bytes.
+    pub mtu: u32,
 }
 
 /// How an election stands.

@@ -31,4 +31,13 @@ codes! {
             "with the operator: nodeAddressAutodetectionV4: {kubernetes: NodeInternalIP} of the Installation",
         ],
     }
+    MTU = "VIP404" Warning Network "nodes of one LAN have different MTUs" {
+        cause: "Interfaces in the subnet of a virtual IP take packets of different sizes: jumbo frames are set on some nodes and not on others.",
+        consequence: "Small packets pass and large ones may not. With some owners connections stall as soon as they carry much, with others they \
+                      do not.",
+        remedies: [
+            "set one MTU on all of them, not larger than the switch takes: `ip link set INTERFACE mtu 1500`, and in the node's configuration",
+            "on a node: `ping -M do -s SIZE CLIENT` finds out what passes",
+        ],
+    }
 }

@@ -202,6 +202,11 @@ fn planted_faults_are_found_and_nothing_else() {
         agents[1]["foreignRouters"] =
             json!([{"address": "10.98.70.99", "interface": "eth0", "family": 4, "virtualRouter": 70, "priority": 100}]);
     });
+    scene.finds("jumbo frames on one node", &["VIP404"], |agents| {
+        for (agent, mtu) in agents.iter_mut().zip([1500, 1500, 9000]) {
+            agent["interfaces"][0]["mtu"] = json!(mtu);
+        }
+    });
     scene.finds("a firewall on check-3 that drops protocol 112", &["VIP203", "VIP401"], |agents| {
         agents[0]["peers"] = json!([hears(3)]);
         agents[1]["peers"] = json!([hears(1), hears(3)]);

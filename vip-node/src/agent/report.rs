@@ -245,6 +245,7 @@ pub fn node(
             mac: mac_text(interface.mac),
             addresses: interface.addresses.iter().map(ToString::to_string).collect(),
             carrier: interface.carrier,
+            mtu: Some(interface.mtu),
         });
     }
     for peer in report.iter().flat_map(|r| &r.peers) {

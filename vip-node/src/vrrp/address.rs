@@ -39,6 +39,8 @@ pub struct Nic {
     pub mac: [u8; 6],
     /// Whether it is up and has a carrier.
     pub carrier: bool,
+    /// The largest packet that it takes, in bytes.
+    pub mtu: u32,
     /// Its addresses that can be used, ours left out; those that are deprecated come last.
     pub addresses: Vec<IpNet>,
     /// Addresses that carry our mark.
@@ -265,6 +267,7 @@ fn nic(link: &LinkMessage) -> Nic {
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => nic.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => nic.mtu = *mtu,
             LinkAttribute::Address(mac) => nic.mac = mac.as_slice().try_into().unwrap_or_default(),
             _ => {}
         }

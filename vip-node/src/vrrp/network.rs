@@ -186,6 +186,7 @@ mod tests {
             index: 2,
             name: "eth0".into(),
             carrier: true,
+            mtu: 1500,
             addresses: ["fe80::1/64", "10.87.0.11/16", "fd87::11/64"].map(|net| net.parse().unwrap()).into(),
             ..Nic::default()
         };

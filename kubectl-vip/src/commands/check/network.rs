@@ -1,7 +1,9 @@
 //! The LAN: who hears whom, whose virtual routers are there, and network plugins that virtual IPs could confuse.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
 use vip_core::api::{VIPNode, VirtualIP};
@@ -42,6 +44,8 @@ pub fn judge(facts: &Facts, report: &mut Report) {
                 "no router of others has a virtual router of ours",
                 foreign_routers(strangers, vips),
             );
+            let heard = reports.iter().filter(|node| silence(node, facts.now).is_none());
+            report.verdict(group, "the nodes of each LAN have one MTU", mtus(heard, vips));
         }
     }
     match &facts.sets {
@@ -88,6 +92,41 @@ fn foreign_routers<'a>(reports: impl Iterator<Item = &'a VIPNode>, vips: &[Virtu
         }
     }
     problems
+}
+
+/// Subnets of virtual IPs in which interfaces differ in the size of their packets.
+fn mtus<'a>(reports: impl Iterator<Item = &'a VIPNode>, vips: &[VirtualIP]) -> Vec<Problem> {
+    let addresses: Vec<IpAddr> = vips.iter().filter_map(|vip| vip.spec.address.parse().ok()).collect();
+    let mut lans: BTreeMap<IpNet, BTreeMap<u32, Vec<String>>> = BTreeMap::new();
+    for node in reports {
+        for interface in node.status.iter().flat_map(|status| &status.interfaces) {
+            let Some(mtu) = interface.mtu else { continue };
+            let networks: BTreeSet<IpNet> = interface
+                .addresses
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .filter(|network: &IpNet| addresses.iter().any(|address| network.contains(address)))
+                .map(|network| network.trunc())
+                .collect();
+            for network in networks {
+                let place = format!("{} ({})", node.name_any(), interface.name);
+                lans.entry(network).or_default().entry(mtu).or_default().push(place);
+            }
+        }
+    }
+    let differing = lans.into_iter().filter(|(_, mtus)| mtus.len() > 1);
+    differing
+        .map(|(network, mtus)| {
+            let each: Vec<String> =
+                mtus.iter().map(|(mtu, places)| format!("{mtu} on {}", places.join(", "))).collect();
+            Problem {
+                code: &codes::MTU,
+                about: network.to_string(),
+                message: format!("its interfaces have different MTUs: {}", each.join("; ")),
+                command: format!("kubectl vip explain {}", codes::MTU.id),
+            }
+        })
+        .collect()
 }
 
 /// A Calico that takes the first address it finds.

@@ -81,6 +81,7 @@ impl Elections {
             mac: nic.mac,
             addresses: nic.addresses.iter().filter(|net| !all.contains(&net.addr())).copied().collect(),
             carrier: nic.carrier,
+            mtu: nic.mtu,
         });
         let ids: BTreeSet<&RouterId> =
             self.ordered.keys().chain(self.running.keys()).chain(bound.keys().copied()).collect();
