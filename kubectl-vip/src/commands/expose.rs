@@ -1,20 +1,22 @@
 //! `expose`: draws an address of each family and binds it to a Service.
 //!
-//! All that can be refused is refused before anything is written, for all Services that are named.
+//! All that can be refused is refused before anything is written, for all Services that are named. Whether another machine uses
+//! an address its owner finds out, so that is heard while waiting for an owner.
 
 mod bind;
 pub mod choice;
 pub mod service;
+mod settle;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
-use serde_json::json;
-use vip_core::api::{CONDITION_ANNOUNCED, ServiceRef, VIPNode, VirtualIP};
+use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
 use vip_core::pool::parse_address;
 use vip_core::validate::MAX_PERSISTENCE_SECONDS;
 use vip_core::vrrp::Family;
@@ -25,8 +27,7 @@ use crate::cli::{DryRun, ExposeArgs};
 use crate::cluster::{Cluster, silence};
 use crate::commands::version;
 use crate::exit::{Failure, Result};
-use crate::output::{self, PENDING, say};
-use crate::wait::{self, Ended, Look};
+use crate::output;
 
 /// How long an owner is looked for when nobody asked to wait.
 const LOOK: Duration = Duration::from_secs(10);
@@ -55,7 +56,7 @@ pub async fn run(cluster: &Cluster, args: &ExposeArgs) -> Result<()> {
     let (services, nodes) = (services?, nodes?);
     let world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
     version::refuse_skew(nodes.as_deref().unwrap_or_default())?;
-    let mut expose = Expose { cluster, args, persistence, world, nodes };
+    let mut expose = Expose { cluster, args, persistence, world, nodes, avoided: BTreeSet::new() };
     let mut plans = Vec::new();
     for service in services {
         plans.push(expose.plan(service, &ips).await?);
@@ -97,6 +98,8 @@ struct Expose<'a> {
     world: World,
     /// `None`: the user may not see them.
     nodes: Option<Vec<VIPNode>>,
+    /// Addresses that other machines were found to use.
+    avoided: BTreeSet<IpAddr>,
 }
 
 /// What one Service has and is to get.
@@ -120,8 +123,17 @@ struct Exposed {
     at: ServiceRef,
     vip: VirtualIP,
     pool: String,
-    /// It was bound in this run.
-    new: bool,
+    origin: Origin,
+}
+
+/// Where an address comes from.
+enum Origin {
+    /// The Service had it.
+    Before,
+    /// From `--ip`.
+    Named,
+    /// It was drawn: for whom, and any of this family.
+    Drawn(Box<(Service, Applicant, Family)>),
 }
 
 impl Expose<'_> {
@@ -196,16 +208,18 @@ impl Expose<'_> {
                     status.node = None;
                 }
                 let pool = self.world.pool_name(&vip.spec.address).unwrap_or(output::NONE).to_owned();
-                done.push(Exposed { at: applicant.at.clone(), vip, pool, new: false });
+                done.push(Exposed { at: applicant.at.clone(), vip, pool, origin: Origin::Before });
             }
             for wish in wishes {
-                let (vip, pool) = match wish {
-                    Wish::Address(ip) => self.take(ip, &applicant, &service).await?,
-                    Wish::Any(family) => self.draw(family, &applicant, &service).await?,
+                let ((vip, pool), origin) = match wish {
+                    Wish::Address(ip) => (self.take(ip, &applicant, &service).await?, Origin::Named),
+                    Wish::Any(family) => (
+                        self.draw(family, &applicant, &service).await?,
+                        Origin::Drawn(Box::new((service.clone(), applicant.clone(), family))),
+                    ),
                 };
-                self.world.vips.retain(|other| other.name_any() != vip.name_any());
-                self.world.vips.push(vip.clone());
-                done.push(Exposed { at: applicant.at.clone(), vip, pool, new: true });
+                self.world.know(&vip);
+                done.push(Exposed { at: applicant.at.clone(), vip, pool, origin });
             }
         }
         Ok(())
@@ -215,75 +229,6 @@ impl Expose<'_> {
         let (Some(owner), Some(nodes)) = (owner, &self.nodes) else { return false };
         let node = nodes.iter().find(|node| node.name_any() == owner);
         node.is_none_or(|node| silence(node, Timestamp::now()).is_some())
-    }
-
-    /// Waits for owners as asked, and prints what there is.
-    async fn report(&self, done: Vec<Exposed>, patient: bool) -> Result<()> {
-        let change = &self.args.change;
-        let timeout = self.args.timeout.unwrap_or(if self.args.wait == Some(true) { WAIT } else { LOOK });
-        let deadline = Instant::now() + timeout;
-        let (mut shown, mut late) = (Vec::new(), None);
-        for Exposed { at, mut vip, pool, new } in done {
-            if !new {
-                shown.push((format!("{} (unchanged)", sentence(&at, &vip, &pool)), vip));
-                continue;
-            }
-            if change.dry_run != DryRun::None {
-                let (address, suffix) = (&vip.spec.address, change.dry_run.suffix());
-                shown.push((format!("service/{} exposed: {address} (pool {pool}){suffix}", at.name), vip));
-                continue;
-            }
-            let mut missing = None;
-            if patient {
-                (vip, missing) = self.settled(vip, deadline).await?;
-            }
-            if let Some(reason) = missing {
-                let address = &vip.spec.address;
-                if self.args.wait == Some(true) {
-                    let failure = wait::timed_out(&format!("an owner of {address}"), timeout, &reason);
-                    late.get_or_insert(failure);
-                } else {
-                    say(format!("no owner yet: {reason}; see: kubectl vip status {address}"));
-                }
-            }
-            shown.push((sentence(&at, &vip, &pool), vip));
-        }
-        match change.output {
-            None => shown.into_iter().for_each(|(line, _)| output::line(line)),
-            Some(format) => {
-                let objects: Vec<VirtualIP> = shown.iter().map(|(_, vip)| output::bare(vip)).collect();
-                match objects.as_slice() {
-                    [] => {}
-                    [one] => output::document(one, format)?,
-                    many => {
-                        output::document(&json!({"apiVersion": "v1", "kind": "List", "items": many}), format)?
-                    }
-                }
-            }
-        }
-        late.map_or(Ok(()), Err)
-    }
-
-    /// The virtual IP once somebody owns it, or as it was last and why nobody does.
-    async fn settled(&self, vip: VirtualIP, deadline: Instant) -> Result<(VirtualIP, Option<String>)> {
-        if self.args.wait == Some(false) {
-            return Ok((vip, None));
-        }
-        if self.args.wait.is_none() && self.nodes.as_ref().is_some_and(Vec::is_empty) {
-            return Ok((vip, Some("no vip-node has reported to the cluster".to_owned())));
-        }
-        let (vips, name) = (self.cluster.vips(), vip.name_any());
-        let mut last = vip;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let ended = wait::until(&format!("an owner of {}", last.spec.address), left, async || {
-            last = vips.get(&name).await?;
-            Ok(look(&last))
-        })
-        .await?;
-        match ended {
-            Ended::Done(()) => Ok((last, None)),
-            Ended::TimedOut(reason) => Ok((last, Some(reason))),
-        }
     }
 }
 
@@ -306,76 +251,9 @@ fn is_of(vip: &VirtualIP, family: Family) -> bool {
     vip.spec.address.parse().is_ok_and(|address| Family::of(address) == family)
 }
 
-/// Whether somebody owns and announces the address, or why not.
-fn look(vip: &VirtualIP) -> Look<()> {
-    let status = vip.status.clone().unwrap_or_default();
-    let announced = status.conditions.iter().find(|condition| condition.type_ == CONDITION_ANNOUNCED);
-    match (&status.node, announced) {
-        (Some(_), Some(condition)) if condition.status == "True" => Look::Done(()),
-        (_, Some(condition)) => Look::NotYet(format!("{}: {}", condition.reason, condition.message)),
-        (_, None) => Look::NotYet("no node has taken it".to_owned()),
-    }
-}
-
-/// `service/web exposed: 192.168.10.241 (pool lab, owner node-2, 3 backends)`.
-fn sentence(at: &ServiceRef, vip: &VirtualIP, pool: &str) -> String {
-    let status = vip.status.clone().unwrap_or_default();
-    let owner = status.node.as_deref().unwrap_or(PENDING);
-    let backends = match (status.node.is_some(), status.backends.ready, status.backends.total) {
-        (false, ..) => format!("{PENDING} backends"),
-        (true, 1, 1) => "1 backend".to_owned(),
-        (true, ready, total) if ready == total => format!("{total} backends"),
-        (true, ready, total) => format!("{ready}/{total} backends"),
-    };
-    format!("service/{} exposed: {} (pool {pool}, owner {owner}, {backends})", at.name, vip.spec.address)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn vip(status: serde_json::Value) -> VirtualIP {
-        serde_json::from_value(json!({
-            "metadata": {"name": "192.168.10.241"},
-            "spec": {"address": "192.168.10.241", "virtualRouter": 100, "services": [{"namespace": "shop", "name": "web"}]},
-            "status": status,
-        }))
-        .unwrap()
-    }
-
-    fn said(status: serde_json::Value) -> String {
-        let vip = vip(status);
-        sentence(&vip.spec.services[0], &vip, "lab")
-    }
-
-    #[test]
-    fn what_is_printed() {
-        assert_eq!(
-            said(json!({"node": "node-2", "backends": {"ready": 3, "total": 3}})),
-            "service/web exposed: 192.168.10.241 (pool lab, owner node-2, 3 backends)"
-        );
-        assert!(
-            said(json!({"node": "node-2", "backends": {"ready": 1, "total": 3}})).ends_with("1/3 backends)")
-        );
-        assert!(
-            said(json!({"node": "node-2", "backends": {"ready": 1, "total": 1}})).ends_with("1 backend)")
-        );
-        assert!(said(json!({})).ends_with("owner <pending>, <pending> backends)"));
-    }
-
-    #[test]
-    fn an_owner_is_one_that_announces() {
-        let announced = |status: &str| {
-            json!([{"type": "Announced", "status": status, "reason": "NoCandidate", "message": "no node has the subnet",
-                    "lastTransitionTime": "2026-01-01T00:00:00Z"}])
-        };
-        assert!(matches!(look(&vip(json!({"node": "n", "conditions": announced("True")}))), Look::Done(())));
-        let Look::NotYet(reason) = look(&vip(json!({"conditions": announced("False")}))) else {
-            panic!("nobody owns it")
-        };
-        assert_eq!(reason, "NoCandidate: no node has the subnet");
-        assert!(matches!(look(&vip(json!({}))), Look::NotYet(_)));
-    }
 
     #[test]
     fn an_address_of_each_family() {

@@ -146,7 +146,8 @@ async fn try_release(cluster: &Cluster, vip: &VirtualIP, dry_run: DryRun) -> kub
     }
 }
 
-async fn release(cluster: &Cluster, vip: &VirtualIP, dry_run: DryRun) -> Result<()> {
+/// Gives an address back that nobody has changed meanwhile.
+pub async fn release(cluster: &Cluster, vip: &VirtualIP, dry_run: DryRun) -> Result<()> {
     for _ in 0..TRIES {
         match try_release(cluster, vip, dry_run).await {
             // Only the status has changed, or else somebody bound a Service: that is for the user to see first.

@@ -3,9 +3,13 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use lab::{Output, command};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{USERS, installed, namespace, pool, refused, said, vip};
+use super::{
+    USERS,
+    agents::{ago, owner},
+    installed, namespace, pool, refused, said, vip,
+};
 
 #[test]
 fn fifty_at_once_get_fifty_addresses_and_one_more_is_told() {
@@ -233,4 +237,51 @@ fn several_services_at_once_or_none_of_them() {
         "service/web unexposed: 10.98.24.4 stays with several/dns\nservice/dns unexposed: 10.98.24.4 released\n"
     );
     said(lab, "pool delete several");
+}
+
+#[test]
+fn an_address_that_another_machine_uses_is_given_back() {
+    const WHOSE: &str = "10.98.29.1 is used by 52:54:00:aa:bb:cc on eth0";
+    let (lab, _guard) = installed();
+    namespace(lab, "used", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
+    pool(lab, "used", "10.98.29.1-10.98.29.3");
+    let exists = |address: &str| {
+        command::until(address, Duration::from_secs(30), || {
+            Ok(lab.kubectl(["get", "virtualip", address])?.success().then_some(()))
+        })
+        .unwrap();
+    };
+    let use_it = || {
+        exists("10.98.29.1");
+        let status = json!({"status": {"conditions": [{
+            "type": "Conflict", "status": "True", "reason": "AddressInUse", "lastTransitionTime": ago(0),
+            "message": format!("{WHOSE}: it is not bound; take the address from that machine, or exclude it from the pool"),
+        }]}});
+        let patch = ["--subresource=status", "--type=merge", "-p", &status.to_string()];
+        let patch = ["patch", "virtualip", "10.98.29.1"].into_iter().chain(patch);
+        lab.kubectl(patch).and_then(Output::ok).unwrap();
+    };
+    let drawn = thread::scope(|scope| {
+        let running = scope.spawn(|| vip(lab, "expose svc/web -n used --pool used --wait --timeout 60s"));
+        use_it();
+        exists("10.98.29.2");
+        owner(lab, "10.98.29.2", "used-1");
+        running.join().unwrap().and_then(Output::ok).unwrap()
+    });
+    assert_eq!(drawn.stdout, "service/web exposed: 10.98.29.2 (pool used, owner used-1, 3 backends)\n");
+    assert!(drawn.stderr.contains(&format!("{WHOSE}: next free address taken instead\n")), "{drawn:#?}");
+
+    let named = thread::scope(|scope| {
+        let running =
+            scope.spawn(|| refused(lab, "expose svc/api -n used --ip 10.98.29.1 --wait --timeout 60s"));
+        use_it();
+        running.join().unwrap()
+    });
+    let error = format!(
+        "Error: {WHOSE}; service used/api is not exposed\nhint: kubectl vip pool set used --exclude 10.98.29.1"
+    );
+    assert!(named.ends_with(&error), "{named}");
+    assert!(!lab.kubectl(["get", "virtualip", "10.98.29.1"]).unwrap().success(), "it is given back");
+    said(lab, "unexpose svc/web -n used");
+    said(lab, "pool delete used");
 }

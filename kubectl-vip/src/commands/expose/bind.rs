@@ -61,6 +61,7 @@ impl Expose<'_> {
             return Ok((vip, pool));
         }
         let mut taken = self.world.taken();
+        taken.extend(&self.avoided);
         let mut lost = 0;
         loop {
             let pools = self.world.pools_of(applicant, wanted, family)?;
@@ -81,6 +82,7 @@ impl Expose<'_> {
                 let nodes = self.nodes.as_deref().unwrap_or_default();
                 self.world = World::new(pools?, vips?, nodes, Timestamp::now());
                 taken = self.world.taken();
+                taken.extend(&self.avoided);
             }
         }
     }

@@ -47,6 +47,12 @@ impl World {
         self.vips.iter().find(|vip| vip.spec.address.parse() == Ok(address))
     }
 
+    /// Takes in what was written.
+    pub fn know(&mut self, vip: &VirtualIP) {
+        self.vips.retain(|other| other.spec.address != vip.spec.address);
+        self.vips.push(vip.clone());
+    }
+
     /// The virtual IPs of a Service.
     pub fn of(&self, service: &ServiceRef) -> impl Iterator<Item = &VirtualIP> {
         self.vips.iter().filter(move |vip| vip.spec.services.contains(service))
