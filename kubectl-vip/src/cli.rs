@@ -116,6 +116,9 @@ pub struct Connection {
     /// UID to impersonate
     #[arg(long, global = true, value_name = "UID", help_heading = CONNECTION, hide_short_help = true)]
     pub as_uid: Option<String>,
+    /// Something more about the user to impersonate; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = pair, help_heading = CONNECTION, hide_short_help = true)]
+    pub as_user_extra: Vec<(String, String)>,
     /// File with the certificate authority of the API server
     #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION, hide_short_help = true)]
     pub certificate_authority: Option<PathBuf>,
@@ -140,6 +143,13 @@ pub struct Connection {
     #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", default_value_t = 0, hide_default_value = true,
           help_heading = CONNECTION, hide_short_help = true)]
     pub verbosity: u8,
+}
+
+/// Reads `KEY=VALUE`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("it is not KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// `--dry-run`.

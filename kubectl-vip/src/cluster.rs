@@ -3,6 +3,7 @@
 //! What the answers mean for the user is for the commands to say.
 
 mod config;
+mod login;
 mod proxy;
 mod trace;
 
@@ -51,8 +52,9 @@ impl Cluster {
             connection.namespace.clone().unwrap_or_else(|| source.config.default_namespace.clone());
         let told = connection.verbosity >= trace::REQUESTS;
         let traced = layer_fn(|inner| Traced { inner, server: server.clone(), told });
+        let exec = source.config.auth_info.exec.clone();
         let client = ClientBuilder::try_from(source.config)
-            .map_err(|error| Failure::new(format!("cannot connect to {server}: {}", config::chain(&error))))?
+            .map_err(|error| login::failure(&error, exec.as_ref(), &server))?
             .with_layer(&traced)
             .build();
         Ok(Self {

@@ -8,6 +8,9 @@ use std::process::ExitCode;
 
 use kube::core::Status;
 
+/// How sentences about it begin.
+const API_SERVER: &str = "the API server";
+
 /// What commands return.
 pub type Result<T> = std::result::Result<T, Failure>;
 
@@ -51,7 +54,7 @@ impl Failure {
     pub fn at(mut self, server: &str) -> Self {
         if self.unreachable {
             self.unreachable = false;
-            self.message = format!("the API server at {server} does not answer: {}", self.message);
+            self.message = self.message.replacen(API_SERVER, &format!("{API_SERVER} at {server}"), 1);
         }
         self
     }
@@ -87,10 +90,8 @@ impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => from_status(&status),
-            kube::Error::Service(error) => {
-                Self { unreachable: true, ..Self::new(connection(error.as_ref())) }
-            }
-            kube::Error::HyperError(error) => Self { unreachable: true, ..Self::new(connection(&error)) },
+            kube::Error::Service(error) => connection(error.as_ref()),
+            kube::Error::HyperError(error) => connection(&error),
             kube::Error::Auth(error) => {
                 Self::new(format!("cannot log in to the cluster: {}", innermost(&error)))
             }
@@ -111,13 +112,24 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
-fn connection(error: &(dyn std::error::Error + 'static)) -> String {
+fn connection(error: &(dyn std::error::Error + 'static)) -> Failure {
     let text = innermost(error);
-    match text.as_str() {
-        "deadline has elapsed" => "time is up".to_owned(),
-        // The number is for programs.
-        _ => text.split(" (os error").next().unwrap_or(&text).to_lowercase(),
-    }
+    let failure = match text.strip_prefix("invalid peer certificate: ") {
+        Some("UnknownIssuer") => Failure::new(format!(
+            "{API_SERVER} is not trusted: its certificate is signed by an unknown authority"
+        ))
+        .hint("name the authority's certificate with --certificate-authority"),
+        Some(why) => Failure::new(format!("{API_SERVER} is not trusted: {why}")),
+        None => {
+            let why = match text.as_str() {
+                "deadline has elapsed" => "time is up".to_owned(),
+                // The number is for programs.
+                _ => text.split(" (os error").next().unwrap_or(&text).to_lowercase(),
+            };
+            Failure::new(format!("{API_SERVER} does not answer: {why}"))
+        }
+    };
+    Failure { unreachable: true, ..failure }
 }
 
 fn from_status(status: &Status) -> Failure {

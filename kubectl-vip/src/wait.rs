@@ -22,6 +22,9 @@ pub enum Ended<T> {
     TimedOut(String),
 }
 
+/// For so long the API server may be silent: it may be restarted just now.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Looks until it is there or the time is over. `what` is what the line on stderr begins with.
 pub async fn until<T>(
     what: &str,
@@ -29,11 +32,19 @@ pub async fn until<T>(
     mut look: impl AsyncFnMut() -> Result<Look<T>>,
 ) -> Result<Ended<T>> {
     let deadline = Instant::now() + timeout;
-    let mut said = String::new();
+    let (mut said, mut heard) = (String::new(), Instant::now());
     loop {
-        let reason = match look().await? {
-            Look::Done(value) => return Ok(Ended::Done(value)),
-            Look::NotYet(reason) => reason,
+        let looked = look().await;
+        if !matches!(&looked, Err(failure) if failure.is_unreachable()) {
+            heard = Instant::now();
+        }
+        let reason = match looked {
+            Ok(Look::Done(value)) => return Ok(Ended::Done(value)),
+            Ok(Look::NotYet(reason)) => reason,
+            Err(failure) if failure.is_unreachable() && heard.elapsed() < PATIENCE => {
+                failure.sentence().to_owned()
+            }
+            Err(failure) => return Err(failure),
         };
         if Instant::now() >= deadline {
             return Ok(Ended::TimedOut(reason));
@@ -75,6 +86,29 @@ mod tests {
         assert_eq!(
             timed_out("it", Duration::from_secs(300), &reason).to_string(),
             "Error: timed out after 5m waiting for it: no node"
+        );
+    }
+
+    #[tokio::test]
+    async fn goes_on_while_the_api_server_is_restarted() {
+        let mut looks = 0;
+        let ended = until("it", Duration::from_secs(5), async || {
+            looks += 1;
+            if looks == 2 {
+                return Ok(Look::Done(7));
+            }
+            let cause = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+            Err(Failure::from(kube::Error::Service(Box::new(cause))))
+        })
+        .await
+        .unwrap();
+        assert!(matches!(ended, Ended::Done(7)));
+        let refused =
+            until::<()>("it", Duration::from_secs(5), async || Err(Failure::new("you may not"))).await;
+        assert_eq!(
+            refused.err(),
+            Some(Failure::new("you may not")),
+            "what will not change is not waited for"
         );
     }
 }

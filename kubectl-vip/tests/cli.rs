@@ -138,7 +138,7 @@ fn mistakes_are_told_before_any_cluster_is_looked_for() {
         ),
         (
             "status -s https://127.0.0.1:1 --as-group admins",
-            "Error: --as-group and --as-uid impersonate a user: name it with --as\n",
+            "Error: --as-group, --as-uid and --as-user-extra impersonate a user: name it with --as\n",
         ),
     ] {
         assert_eq!(refused(line), sentence, "{line}");

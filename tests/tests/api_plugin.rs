@@ -11,6 +11,8 @@ mod agents;
 mod check;
 #[path = "api_plugin/completion.rs"]
 mod completion;
+#[path = "api_plugin/connecting.rs"]
+mod connecting;
 #[path = "api_plugin/expose.rs"]
 mod expose;
 #[path = "api_plugin/families.rs"]
@@ -36,7 +38,10 @@ mod upgrade;
 
 use std::{
     fmt::Write as _,
+    io,
+    net::{Shutdown, TcpStream},
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread,
     time::Duration,
 };
 
@@ -158,4 +163,22 @@ fn pool(lab: &Lab, name: &str, range: &str) {
 /// Virtual routers that no other test has: one, from the third number of the pool's first address.
 fn routers(range: &str) -> String {
     range.split('.').nth(2).unwrap_or("1").to_owned()
+}
+
+/// Address and port of the API server.
+fn server(lab: &Lab) -> String {
+    let url = "jsonpath={.clusters[0].cluster.server}";
+    let url = lab.kubectl(["config", "view", "--minify", "-o", url]).and_then(Output::ok).unwrap().stdout;
+    url.trim().trim_start_matches("https://").to_owned()
+}
+
+/// What comes from either end goes to the other.
+fn join(near: &TcpStream, far: &TcpStream) {
+    for (from, to) in [(near, far), (far, near)] {
+        let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    }
 }

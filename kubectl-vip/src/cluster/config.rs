@@ -2,6 +2,7 @@
 //!
 //! Files of a `KUBECONFIG` list that do not exist are skipped, as kubectl does; the client library would fail.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use kube::config::{
 };
 use secrecy::SecretString;
 
-use super::proxy;
+use super::{login, proxy};
 use crate::cli::Connection;
 use crate::exit::{Failure, Result};
 use crate::suggest;
@@ -50,10 +51,19 @@ pub async fn load(connection: &Connection) -> Result<Source> {
     if let Some(uid) = &connection.as_uid {
         config.auth_info.impersonate_uid = Some(uid.clone());
     }
-    if config.auth_info.impersonate.is_none()
-        && (config.auth_info.impersonate_groups.is_some() || config.auth_info.impersonate_uid.is_some())
+    for (key, value) in &connection.as_user_extra {
+        let extra = config.auth_info.impersonate_user_extra.get_or_insert_default();
+        extra.entry(key.clone()).or_default().push(value.clone());
+    }
+    let user = &config.auth_info;
+    if user.impersonate.is_none()
+        && (user.impersonate_groups.is_some()
+            || user.impersonate_uid.is_some()
+            || user.impersonate_user_extra.is_some())
     {
-        return Err(Failure::new("--as-group and --as-uid impersonate a user: name it with --as"));
+        return Err(Failure::new(
+            "--as-group, --as-uid and --as-user-extra impersonate a user: name it with --as",
+        ));
     }
     if let Some(timeout) = connection.request_timeout.filter(|timeout| *timeout > Duration::ZERO) {
         config.connect_timeout = Some(timeout);
@@ -178,7 +188,8 @@ async fn from_kubeconfig(kubeconfig: Kubeconfig, flags: &Connection, files: &str
             .unwrap_or_default(),
         (None, None) => AuthInfo::default(),
     };
-    let (cluster, user) = (with_cluster_flags(cluster, flags), with_user_flags(user, flags));
+    let (cluster, mut user) = (with_cluster_flags(cluster, flags), with_user_flags(user, flags));
+    login::settle(&mut user, std::io::stdin().is_terminal())?;
     if cluster.server.as_deref().unwrap_or_default().is_empty() {
         return Err(Failure::new(format!("cluster {cluster_name:?} in {files} has no server"))
             .hint("name it with --server"));

@@ -2,7 +2,7 @@
 //! and running them again finishes.
 
 use std::{
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _},
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::process::ExitStatusExt as _,
     process::{Child, Stdio},
@@ -19,7 +19,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{exclusive, namespace, pool, said, vip};
+use super::{exclusive, join, namespace, pool, said, server, vip};
 
 /// Stands between the plugin and the API server until it is cut.
 struct Relay {
@@ -41,13 +41,7 @@ impl Relay {
                     return;
                 }
                 let Ok(far) = TcpStream::connect(&server) else { continue };
-                for (from, to) in [(&near, &far), (&far, &near)] {
-                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    thread::spawn(move || {
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Write);
-                    });
-                }
+                join(&near, &far);
                 open.lock().unwrap_or_else(PoisonError::into_inner).extend([near, far]);
             }
         });
@@ -71,13 +65,6 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.cut();
     }
-}
-
-/// Address and port of the API server.
-fn server(lab: &Lab) -> String {
-    let url = "jsonpath={.clusters[0].cluster.server}";
-    let url = lab.kubectl(["config", "view", "--minify", "-o", url]).and_then(Output::ok).unwrap().stdout;
-    url.trim().trim_start_matches("https://").to_owned()
 }
 
 /// Runs a command and strikes when `now` says so of a line on stderr and of the number of requests told of. `None` when it never
@@ -198,15 +185,18 @@ fn the_api_server_is_gone_in_the_middle_of_uninstall_and_of_install() {
 }
 
 #[test]
-fn ctrl_c_comes_before_and_while_an_install_applies() {
+fn ctrl_c_comes_at_each_stage_of_an_install() {
     let (lab, _alone) = exclusive();
     let first: fn(usize, &str) -> bool = |requests, _| requests == 1;
     let applying: fn(usize, &str) -> bool = |_, line| line.starts_with("PATCH ");
     let later: fn(usize, &str) -> bool = |requests, line| requests > STEP && line.starts_with("PATCH ");
+    // No kubelet is there to start one.
+    let waiting: fn(usize, &str) -> bool = |_, line| line.starts_with("waiting for daemonset/vip-node: ");
     for (stage, now, applied) in [
         ("at its first request", first, 0..=0),
         ("when it begins to apply", applying, 0..=2),
         ("when it has applied some", later, 1..=STEP),
+        ("when it waits for the agents", waiting, STEP - 2..=99),
     ] {
         said(lab, "uninstall --yes");
         let output = interrupted(lab, "install", now).unwrap_or_else(|| panic!("it was never {stage}"));

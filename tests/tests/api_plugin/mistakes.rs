@@ -1,9 +1,8 @@
 //! Mistakes and what is said about them, word by word.
 
-use lab::command;
 use serde_json::json;
 
-use super::{LIMIT, installed, namespace, pool, refused, said};
+use super::{installed, namespace, pool, refused, said};
 
 #[test]
 fn services() {
@@ -121,48 +120,4 @@ fn pools() {
         list.lines().any(|line| line.starts_with("near") && line.contains("10.98.5.0/28,10.98.5.32")),
         "{list}"
     );
-}
-
-#[test]
-fn connections() {
-    let (lab, _guard) = installed();
-    let alone = |line: &str, kubeconfig: &str| {
-        let mut kubectl = lab.kubectl_command().unwrap();
-        kubectl
-            .env("KUBECONFIG", kubeconfig)
-            .env("HOME", "/nonexistent")
-            .env_remove("KUBERNETES_SERVICE_HOST");
-        let output = command::run(kubectl.arg("vip").args(line.split_whitespace()), LIMIT).unwrap();
-        assert_eq!(output.code, 1, "{output:#?}");
-        output.stderr.trim_end().to_owned()
-    };
-    assert_eq!(
-        alone("status", ""),
-        "Error: no cluster configured: $KUBECONFIG unset, ~/.kube/config not found\n\
-         hint: name a kubeconfig file with --kubeconfig"
-    );
-    assert_eq!(
-        alone("status", "/nonexistent/a:/nonexistent/b"),
-        "Error: no cluster configured: $KUBECONFIG names /nonexistent/a not found, /nonexistent/b not found\n\
-         hint: name a kubeconfig file with --kubeconfig"
-    );
-    assert_eq!(
-        alone("status --kubeconfig /nonexistent/c", ""),
-        "Error: kubeconfig file /nonexistent/c does not exist"
-    );
-    assert_eq!(
-        alone("status --server https://127.0.0.1:1", ""),
-        "Error: the API server at https://127.0.0.1:1 does not answer: connection refused"
-    );
-    let context = refused(lab, "status --context nowhere");
-    assert!(context.starts_with("Error: context \"nowhere\" does not exist in "), "{context}");
-    assert_eq!(
-        refused(lab, "status --as bob"),
-        "Error from server (Forbidden): user \"bob\" cannot list virtualips.kubectl-vip.io\n\
-         hint: kubectl auth can-i list virtualips.kubectl-vip.io"
-    );
-    // A list with a file that is not there is as good as without it.
-    let mut kubectl = lab.kubectl_command().unwrap();
-    kubectl.env("KUBECONFIG", format!("/nonexistent/a:{}", lab.kubeconfig().display()));
-    command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).unwrap().ok().unwrap();
 }

@@ -1,0 +1,266 @@
+//! How the plugin finds its cluster and logs in: as kubectl does, and in words where it cannot.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use lab::{Lab, Output, Terminal, command, paths};
+use serde_json::{Value, json};
+
+use super::{
+    LIMIT,
+    agents::{ago, gone, node, report},
+    installed, join, refused, server, vip,
+};
+
+/// A folder for the files of a test.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// A token of the ServiceAccount `default`, who may do nothing, and what is said to it.
+fn nobody(lab: &Lab) -> (String, &'static str) {
+    let token = lab.kubectl(["create", "token", "default", "-n", "default"]).and_then(Output::ok).unwrap();
+    let said = "Error from server (Forbidden): user \"system:serviceaccount:default:default\" cannot list \
+                vippools.kubectl-vip.io\nhint: kubectl auth can-i list vippools.kubectl-vip.io";
+    (token.stdout.trim().to_owned(), said)
+}
+
+/// The lab's kubeconfig with another user.
+fn kubeconfig(lab: &Lab, file: &Path, user: &Value) {
+    let config = ["config", "view", "--minify", "--flatten", "-o", "json"];
+    let config = lab.kubectl(config).and_then(Output::ok).unwrap().stdout;
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["users"][0]["user"] = user.clone();
+    fs::write(file, config.to_string()).unwrap();
+}
+
+#[test]
+fn what_is_configured_wrongly_is_named() {
+    let (lab, _guard) = installed();
+    let alone = |line: &str, kubeconfig: &str| {
+        let mut kubectl = lab.kubectl_command().unwrap();
+        kubectl
+            .env("KUBECONFIG", kubeconfig)
+            .env("HOME", "/nonexistent")
+            .env_remove("KUBERNETES_SERVICE_HOST");
+        let output = command::run(kubectl.arg("vip").args(line.split_whitespace()), LIMIT).unwrap();
+        assert_eq!(output.code, 1, "{output:#?}");
+        output.stderr.trim_end().to_owned()
+    };
+    assert_eq!(
+        alone("status", ""),
+        "Error: no cluster configured: $KUBECONFIG unset, ~/.kube/config not found\n\
+         hint: name a kubeconfig file with --kubeconfig"
+    );
+    assert_eq!(
+        alone("status", "/nonexistent/a:/nonexistent/b"),
+        "Error: no cluster configured: $KUBECONFIG names /nonexistent/a not found, /nonexistent/b not found\n\
+         hint: name a kubeconfig file with --kubeconfig"
+    );
+    assert_eq!(
+        alone("status --kubeconfig /nonexistent/c", ""),
+        "Error: kubeconfig file /nonexistent/c does not exist"
+    );
+    assert_eq!(
+        alone("status --server https://127.0.0.1:1", ""),
+        "Error: the API server at https://127.0.0.1:1 does not answer: connection refused"
+    );
+    let context = refused(lab, "status --context nowhere");
+    assert!(context.starts_with("Error: context \"nowhere\" does not exist in "), "{context}");
+    assert_eq!(
+        refused(lab, "status --as bob"),
+        "Error from server (Forbidden): user \"bob\" cannot list virtualips.kubectl-vip.io\n\
+         hint: kubectl auth can-i list virtualips.kubectl-vip.io"
+    );
+    // A list with a file that is not there is as good as without it.
+    let mut kubectl = lab.kubectl_command().unwrap();
+    kubectl.env("KUBECONFIG", format!("/nonexistent/a:{}", lab.kubeconfig().display()));
+    command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).unwrap().ok().unwrap();
+}
+
+#[test]
+fn an_exec_plugin_logs_in_and_is_told_whether_it_may_ask() {
+    let (lab, _guard) = installed();
+    let folder = folder("exec");
+    let (token, forbidden) = nobody(lab);
+    let (info, plugin, config) = (folder.join("info"), folder.join("login"), folder.join("config"));
+    let credential = json!({
+        "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": token},
+    });
+    let script =
+        format!("#!/bin/sh\necho \"$KUBERNETES_EXEC_INFO\" > {}\necho '{credential}'\n", info.display());
+    fs::write(&plugin, script).unwrap();
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    let exec = |command: &str, arguments: &[&str], mode: &str| {
+        kubeconfig(
+            lab,
+            &config,
+            &json!({"exec": {
+                "apiVersion": "client.authentication.k8s.io/v1", "command": command, "args": arguments, "interactiveMode": mode,
+                "installHint": "get it from the one who runs the cluster",
+            }}),
+        );
+    };
+    let asked = || refused(lab, &format!("pool list --kubeconfig {}", config.display()));
+    let interactive = || {
+        let info: Value = serde_json::from_str(&fs::read_to_string(&info).unwrap()).unwrap();
+        info["spec"]["interactive"].as_bool().unwrap()
+    };
+
+    exec(plugin.to_str().unwrap(), &[], "IfAvailable");
+    assert_eq!(asked(), forbidden);
+    assert!(!interactive(), "there is no terminal");
+    let line = format!("pool list --kubeconfig {}", config.display());
+    let (code, screen) = Terminal::start(lab, 200, &[], &line).unwrap().end(LIMIT).unwrap();
+    assert!(code == 1 && screen.contains("cannot list vippools") && interactive(), "{code}: {screen}");
+
+    exec(plugin.to_str().unwrap(), &[], "Always");
+    assert_eq!(
+        asked(),
+        format!(
+            "Error: cannot log in: {plugin:?} of the kubeconfig asks at the terminal, and standard input is none"
+        )
+    );
+    exec("no-such-login", &[], "Never");
+    assert_eq!(
+        asked(),
+        "Error: cannot log in: \"no-such-login\" of the kubeconfig: executable not found\n\
+         hint: get it from the one who runs the cluster"
+    );
+    exec("sh", &["-c", "echo who are you >&2; exit 3"], "Never");
+    assert_eq!(
+        asked(),
+        "Error: cannot log in: \"sh\" of the kubeconfig failed with exit code 3: who are you"
+    );
+    exec("echo", &["hello"], "Never");
+    let nonsense = asked();
+    assert!(nonsense.starts_with("Error: cannot log in: failed to parse auth exec output: "), "{nonsense}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn flags_say_who_asks() {
+    let (lab, _guard) = installed();
+    let (token, forbidden) = nobody(lab);
+    let folder = folder("flags");
+    let config = folder.join("config");
+    kubeconfig(lab, &config, &json!({}));
+    let line = format!("pool list --kubeconfig {} --token {token}", config.display());
+    assert_eq!(refused(lab, &line), forbidden);
+
+    // Only the agent of a node may write its VIPNode, and only what it knows of the pod in its token says which node that is.
+    gone(lab, &["extra-1"]);
+    report(lab, "extra-1", &node("10.98.28.201/24", 28, &ago(0), "Backup"));
+    let line = "node drain extra-1 --dry-run=server --as system:serviceaccount:kubectl-vip:vip-node";
+    let other = "--as-user-extra authentication.kubernetes.io/node-name=extra-2";
+    let other = vip(lab, &format!("{line} {other}")).unwrap();
+    assert!(other.code == 1 && other.stderr.contains("\nError from server (Forbidden): "), "{other:#?}");
+    let own = "--as-user-extra authentication.kubernetes.io/node-name=extra-1";
+    vip(lab, &format!("{line} {own}")).and_then(Output::ok).unwrap();
+    gone(lab, &["extra-1"]);
+    assert_eq!(
+        refused(lab, "pool list --as-user-extra a=b"),
+        "Error: --as-group, --as-uid and --as-user-extra impersonate a user: name it with --as"
+    );
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// A proxy that counts who asks to be connected.
+fn proxy() -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    thread::spawn(move || {
+        for mut near in listener.incoming().map_while(Result::ok) {
+            let head = BufReader::new(near.try_clone().unwrap());
+            let head: Vec<String> =
+                head.lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let target = head.first().and_then(|line| line.strip_prefix("CONNECT ")?.split(' ').next());
+            let Some(far) = target.and_then(|target| TcpStream::connect(target).ok()) else { continue };
+            counter.fetch_add(1, Ordering::Relaxed);
+            near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            join(&near, &far);
+        }
+    });
+    (port, count)
+}
+
+#[test]
+fn a_proxy_is_used_unless_the_server_is_an_exception() {
+    let (lab, _guard) = installed();
+    let (port, count) = proxy();
+    let server = server(lab);
+    let host = server.rsplit_once(':').unwrap().0.to_owned();
+    let ask = |except: &str| {
+        let mut kubectl = lab.kubectl_command().unwrap();
+        kubectl.env("HTTPS_PROXY", format!("http://127.0.0.1:{port}")).env("NO_PROXY", except);
+        command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).and_then(Output::ok).unwrap();
+        count.swap(0, Ordering::Relaxed)
+    };
+    assert!(ask("example.org") > 0);
+    assert_eq!(ask(&format!("example.org,{host}/32")), 0);
+}
+
+#[test]
+fn inside_a_pod_the_service_account_asks() {
+    let (lab, _guard) = installed();
+    let (token, forbidden) = nobody(lab);
+    let (folder, server) = (folder("pod"), server(lab));
+    let (host, port) = server.rsplit_once(':').unwrap();
+    let authority = "jsonpath={.clusters[0].cluster.certificate-authority-data}";
+    let authority = lab.kubectl(["config", "view", "--raw", "--minify", "-o", authority]);
+    let authority = authority.and_then(Output::ok).unwrap().stdout;
+    // What the kubelet mounts, on a file system that only this process sees.
+    let script = format!(
+        "set -e; mount -t tmpfs none /run; mkdir -p /run/secrets/kubernetes.io/serviceaccount; \
+         cd /run/secrets/kubernetes.io/serviceaccount; echo '{authority}' | base64 -d > ca.crt; printf %s '{token}' > token; \
+         printf default > namespace; exec {} pool list",
+        paths::target().join("debug/kubectl-vip").display()
+    );
+    let mut pod = std::process::Command::new("unshare");
+    pod.args(["--mount", "sh", "-c", &script])
+        .current_dir(&folder)
+        .env("KUBECONFIG", "")
+        .env("HOME", &folder);
+    pod.env("KUBERNETES_SERVICE_HOST", host).env("KUBERNETES_SERVICE_PORT", port);
+    let output = command::run(&mut pod, LIMIT).unwrap();
+    assert_eq!((output.code, output.stderr.trim_end()), (1, forbidden), "{output:#?}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_server_with_a_certificate_of_somebody_unknown_is_not_trusted() {
+    let (lab, _guard) = installed();
+    let folder = folder("unknown");
+    let config = folder.join("config");
+    let server = server(lab);
+    let plain = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it"}}],
+        "clusters": [{"name": "it", "cluster": {"server": format!("https://{server}")}}],
+    });
+    fs::write(&config, plain.to_string()).unwrap();
+    let said = refused(lab, &format!("pool list --kubeconfig {}", config.display()));
+    assert_eq!(
+        said,
+        format!(
+            "Error: the API server at https://{server} is not trusted: its certificate is signed by an unknown authority\n\
+             hint: name the authority's certificate with --certificate-authority"
+        )
+    );
+    fs::remove_dir_all(folder).unwrap();
+}
