@@ -13,6 +13,8 @@ mod check;
 mod completion;
 #[path = "api_plugin/connecting.rs"]
 mod connecting;
+#[path = "api_plugin/docs.rs"]
+mod docs;
 #[path = "api_plugin/expose.rs"]
 mod expose;
 #[path = "api_plugin/families.rs"]
