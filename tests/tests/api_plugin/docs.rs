@@ -141,6 +141,9 @@ fn concrete(line: &str) -> Vec<String> {
 
 /// A cluster like that of the pages, with an agent on each of two nodes.
 fn scene(lab: &Lab) {
+    // Installed afresh: in other tests kubectl has set fields of it.
+    said(lab, "uninstall --yes");
+    said(lab, "install --wait=false");
     namespace(lab, "shop", &[("web", 80, "TCP"), ("mail", 25, "TCP")]);
     namespace(lab, "ingress", &[("nginx", 80, "TCP")]);
     let workload = |name: &str, namespace: &str| {
@@ -161,8 +164,6 @@ fn scene(lab: &Lab) {
     {
         lab.apply(&object.to_string()).unwrap();
     }
-    // Tests run beside these pools no more.
-    lab.kubectl(["delete", "virtualips,vippools", "--all"]).unwrap().ok().unwrap();
     said(lab, "pool create lab 192.168.10.240/28 --virtual-routers 100-139");
     said(lab, "pool create old 10.4.0.50-10.4.0.59 --virtual-routers 140-149");
     backups(lab, "docs", &["192.168.10.1/24", "192.168.10.2/24"], 100);
