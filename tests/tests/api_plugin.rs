@@ -40,8 +40,9 @@ mod upgrade;
 
 use std::{
     fmt::Write as _,
-    io,
+    fs, io,
     net::{Shutdown, TcpStream},
+    path::{Path, PathBuf},
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread,
     time::Duration,
@@ -165,6 +166,14 @@ fn pool(lab: &Lab, name: &str, range: &str) {
 /// Virtual routers that no other test has: one, from the third number of the pool's first address.
 fn routers(range: &str) -> String {
     range.split('.').nth(2).unwrap_or("1").to_owned()
+}
+
+/// A new folder for the files of a test.
+fn scratch(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
 }
 
 /// Address and port of the API server.

@@ -141,6 +141,13 @@ impl Expose<'_> {
         self.args.change.dry_run
     }
 
+    /// Addresses that may not be given out.
+    fn taken(&self) -> BTreeSet<IpAddr> {
+        let mut taken = self.world.taken();
+        taken.extend(&self.avoided);
+        taken
+    }
+
     /// What is to be done for a Service, or why nothing can be.
     async fn plan(&self, service: Service, ips: &[IpAddr]) -> Result<Plan> {
         let applicant = Applicant {
@@ -181,7 +188,7 @@ impl Expose<'_> {
             Err(_) if wanted.is_none() && !plan.there.is_empty() => return Ok(()),
             Err(failure) => return Err(failure),
         };
-        let taken = self.world.taken();
+        let taken = self.taken();
         for (family, pools) in found {
             if let Some(vip) = plan.in_family(family) {
                 if wanted.is_some() && self.world.pool_name(&vip.spec.address) != wanted {

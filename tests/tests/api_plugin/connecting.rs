@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,16 +19,8 @@ use serde_json::{Value, json};
 use super::{
     LIMIT,
     agents::{ago, gone, node, report},
-    installed, join, refused, server, vip,
+    installed, join, refused, scratch, server, vip,
 };
-
-/// A folder for the files of a test.
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
 
 /// A token of the ServiceAccount `default`, who may do nothing, and what is said to it.
 fn nobody(lab: &Lab) -> (String, &'static str) {
@@ -94,7 +86,7 @@ fn what_is_configured_wrongly_is_named() {
 #[test]
 fn an_exec_plugin_logs_in_and_is_told_whether_it_may_ask() {
     let (lab, _guard) = installed();
-    let folder = folder("exec");
+    let folder = scratch("exec");
     let (token, forbidden) = nobody(lab);
     let (info, plugin, config) = (folder.join("info"), folder.join("login"), folder.join("config"));
     let credential = json!({
@@ -155,7 +147,7 @@ fn an_exec_plugin_logs_in_and_is_told_whether_it_may_ask() {
 fn flags_say_who_asks() {
     let (lab, _guard) = installed();
     let (token, forbidden) = nobody(lab);
-    let folder = folder("flags");
+    let folder = scratch("flags");
     let config = folder.join("config");
     kubeconfig(lab, &config, &json!({}));
     let line = format!("pool list --kubeconfig {} --token {token}", config.display());
@@ -219,7 +211,7 @@ fn a_proxy_is_used_unless_the_server_is_an_exception() {
 fn inside_a_pod_the_service_account_asks() {
     let (lab, _guard) = installed();
     let (token, forbidden) = nobody(lab);
-    let (folder, server) = (folder("pod"), server(lab));
+    let (folder, server) = (scratch("pod"), server(lab));
     let (host, port) = server.rsplit_once(':').unwrap();
     let authority = "jsonpath={.clusters[0].cluster.certificate-authority-data}";
     let authority = lab.kubectl(["config", "view", "--raw", "--minify", "-o", authority]);
@@ -245,7 +237,7 @@ fn inside_a_pod_the_service_account_asks() {
 #[test]
 fn a_server_with_a_certificate_of_somebody_unknown_is_not_trusted() {
     let (lab, _guard) = installed();
-    let folder = folder("unknown");
+    let folder = scratch("unknown");
     let config = folder.join("config");
     let server = server(lab);
     let plain = json!({

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{
     LIMIT,
     agents::{backups, gone, owner},
-    exclusive, namespace, said,
+    exclusive, namespace, said, scratch,
 };
 
 /// They need a kubelet, or krew and its index.
@@ -32,27 +32,27 @@ const NAMED_ONLY: [&str; 7] = [
     "kubectl vip node drain",
     "kubectl drain",
 ];
-/// What change something, and by which flag they do not.
-const CHANGES: [(&str, &str); 19] = [
-    ("kubectl vip install", "--dry-run=server"),
-    ("kubectl vip upgrade", "--dry-run=server"),
-    ("kubectl vip uninstall", "--dry-run=server"),
-    ("kubectl vip expose", "--dry-run=server"),
-    ("kubectl vip unexpose", "--dry-run=server"),
-    ("kubectl vip import", "--dry-run=server"),
-    ("kubectl vip move", "--dry-run=server"),
-    ("kubectl vip rebalance", "--dry-run=server"),
-    ("kubectl vip node drain", "--dry-run=server"),
-    ("kubectl vip node undrain", "--dry-run=server"),
-    ("kubectl vip pool set", "--dry-run=server"),
-    ("kubectl vip pool delete", "--dry-run=server"),
-    ("kubectl create", "--dry-run=client"),
-    ("kubectl apply", "--dry-run=server"),
-    ("kubectl delete", "--dry-run=server"),
-    ("kubectl label", "--dry-run=server"),
-    ("kubectl patch", "--dry-run=server"),
-    ("kubectl set", "--dry-run=server"),
-    ("kubectl uncordon", "--dry-run=server"),
+/// What would change something.
+const CHANGES: [&str; 19] = [
+    "kubectl vip install",
+    "kubectl vip upgrade",
+    "kubectl vip uninstall",
+    "kubectl vip expose",
+    "kubectl vip unexpose",
+    "kubectl vip import",
+    "kubectl vip move",
+    "kubectl vip rebalance",
+    "kubectl vip node drain",
+    "kubectl vip node undrain",
+    "kubectl vip pool set",
+    "kubectl vip pool delete",
+    "kubectl create",
+    "kubectl apply",
+    "kubectl delete",
+    "kubectl label",
+    "kubectl patch",
+    "kubectl set",
+    "kubectl uncordon",
 ];
 /// What stands for something of the reader's, longer ones first.
 const STAND_INS: [(&str, &str); 17] = [
@@ -128,13 +128,12 @@ fn concrete(line: &str) -> Vec<String> {
             .flat_map(|one| concrete(&line.replace("drain|undrain", one)))
             .collect();
     }
-    let change = CHANGES.iter().find(|(start, _)| line.starts_with(start));
-    match change {
-        Some((_, flag)) if !line.contains("--dry-run") && !line.contains("--help") => {
-            let (command, output) = line.split_at(line.find(" > ").unwrap_or(line.len()));
-            line = format!("{command} {flag}{output}");
-        }
-        _ => {}
+    let changes = CHANGES.iter().any(|start| line.starts_with(start));
+    if changes && !line.contains("--dry-run") && !line.contains("--help") {
+        // What a page creates may be there already.
+        let how = if line.starts_with("kubectl create") { "client" } else { "server" };
+        let (command, output) = line.split_at(line.find(" > ").unwrap_or(line.len()));
+        line = format!("{command} --dry-run={how}{output}");
     }
     vec![line]
 }
@@ -185,8 +184,7 @@ fn pages() -> Vec<PathBuf> {
 fn every_command_of_the_documentation_works() {
     let (lab, _alone) = exclusive();
     scene(lab);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("docs");
-    let _ = fs::remove_dir_all(&folder);
+    let folder = scratch("docs");
     fs::create_dir_all(folder.join(".local/bin")).unwrap();
     std::os::unix::fs::symlink(paths::repository().join("manifests"), folder.join("manifests")).unwrap();
     let kubectl = binaries::path("kubectl").unwrap();

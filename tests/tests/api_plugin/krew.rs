@@ -18,20 +18,13 @@ use lab::{
 };
 use serde_json::Value;
 
-use super::LIMIT;
+use super::{LIMIT, scratch};
 
 /// What an archive holds: the kind of the file and its permissions as `ls` writes them, its name.
 type Listing = Vec<(String, String)>;
 
 fn run(program: &str, arguments: &[&str]) -> String {
     command::run(Command::new(program).args(arguments), LIMIT).and_then(Output::ok).unwrap().stdout
-}
-
-fn scratch(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
 }
 
 fn text(path: &Path) -> &str {

@@ -38,13 +38,12 @@ pub fn judge(facts: &Facts, report: &mut Report) {
             let deaf = peers::deaf(&report.peers);
             report.verdict(group, well, deaf);
             let vips = facts.vips.as_deref().unwrap_or_default();
-            let strangers = reports.iter().filter(|node| silence(node, facts.now).is_none());
+            let heard = reports.iter().filter(|node| silence(node, facts.now).is_none());
             report.verdict(
                 group,
                 "no router of others has a virtual router of ours",
-                foreign_routers(strangers, vips),
+                foreign_routers(heard.clone(), vips),
             );
-            let heard = reports.iter().filter(|node| silence(node, facts.now).is_none());
             report.verdict(group, "the nodes of each LAN have one MTU", mtus(heard, vips));
         }
     }

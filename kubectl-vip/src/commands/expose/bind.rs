@@ -60,8 +60,7 @@ impl Expose<'_> {
         {
             return Ok((vip, pool));
         }
-        let mut taken = self.world.taken();
-        taken.extend(&self.avoided);
+        let mut taken = self.taken();
         let mut lost = 0;
         loop {
             let pools = self.world.pools_of(applicant, wanted, family)?;
@@ -81,8 +80,7 @@ impl Expose<'_> {
                 let (pools, vips) = futures::join!(self.cluster.list_pools(), self.cluster.list_vips());
                 let nodes = self.nodes.as_deref().unwrap_or_default();
                 self.world = World::new(pools?, vips?, nodes, Timestamp::now());
-                taken = self.world.taken();
-                taken.extend(&self.avoided);
+                taken = self.taken();
             }
         }
     }
