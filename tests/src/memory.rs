@@ -16,8 +16,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Lets the kernel kill a process for want of memory and waits until it has.
 pub fn take_away(pid: u32) -> Result<()> {
     let group = Group::make(&format!("kubectl-vip-lab-{pid}"))?;
-    fs::write(group.folder.join("cgroup.procs"), pid.to_string())?;
+    // The limit first: a kernel with control groups of version 1 refuses one below what is in use and can't be freed.
     fs::write(group.folder.join(group.limit), "0").context("can't limit its memory")?;
+    fs::write(group.folder.join("cgroup.procs"), pid.to_string())?;
     command::until(&format!("the kernel to kill {pid} for want of memory"), LIMIT, || {
         Ok((group.kills()? > 0).then_some(()))
     })
