@@ -77,7 +77,7 @@ struct Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         // A failure here shows in the tests that come after.
-        let _ = lab::api().and_then(|lab| vip(lab, "install --wait=false"));
+        let _ = lab::api().and_then(install);
     }
 }
 
@@ -88,9 +88,18 @@ fn exclusive() -> (&'static Lab, Alone) {
     (lab::api().unwrap(), Alone { _held: held })
 }
 
-fn prepare(lab: &Lab) -> Result<()> {
+/// Installs the product and waits until the API server knows its resources.
+fn install(lab: &Lab) -> Result<()> {
     // Objects of other tests of this tier were applied by kubectl.
     vip(lab, "install --wait=false --force-conflicts")?.ok()?;
+    command::until("the resources to be served", Duration::from_secs(30), || {
+        let served = lab.kubectl(["get", "virtualips,vippools,vipnodes"])?;
+        Ok(served.success().then_some(()))
+    })
+}
+
+fn prepare(lab: &Lab) -> Result<()> {
+    install(lab)?;
     // They may have left pods that no kubelet runs.
     lab.kubectl(["delete", "pods", "--all", "-n", "kubectl-vip", "--force"])?.ok()?;
     let role = json!({
