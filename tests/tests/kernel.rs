@@ -385,10 +385,7 @@ fn without_the_capability() {
     if std::env::var_os("WITHOUT_NET_ADMIN").is_some() {
         let mut kernel = kernel();
         assert!(matches!(kernel.observe(), Err(DataplaneError::NotPermitted(_))));
-        assert_eq!(
-            Ipvs::new(SYSCTLS).observe(&BTreeSet::new(), &|| false),
-            Err(DataplaneError::NotPermitted("IPVS"))
-        );
+        assert_eq!(Ipvs::new(SYSCTLS).services(), Err(DataplaneError::NotPermitted("IPVS")));
         let failed = kernel.apply(&[Change::Guard(VIP.into())]);
         assert_eq!(failed, [(0, DataplaneError::NotPermitted("nftables"))]);
         assert!(failed[0].1.to_string().contains("NET_ADMIN"));

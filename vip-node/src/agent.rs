@@ -10,6 +10,7 @@
 //!
 //! The loop turns at each change and once a second; nothing in it waits for the API server or for the kernel.
 
+mod audit;
 mod checks;
 mod cluster;
 mod guard;
@@ -60,6 +61,9 @@ const GATHER: Duration = Duration::from_millis(5);
 const TICK: Duration = Duration::from_secs(1);
 /// How long the API server may take to answer a starting agent before it goes on from what it remembers.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A change is on its way to the disk after this, together with those that came meanwhile: to write thousands of Services takes
+/// long, and keeps a processor from what is to follow the change at once.
+const REMEMBER: Duration = Duration::from_secs(2);
 /// How long vrrp may take to leave its elections when both processes are asked to end.
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -88,6 +92,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         started: Instant::now(),
         synced: false,
         remember: memory.clone().keep().context("thread")?,
+        unremembered: None,
         memory: Some(memory),
         view: None,
         planner: Planner::default(),
@@ -123,6 +128,8 @@ struct Agent {
     /// What to go on from if the API server does not answer; taken when it was looked into.
     memory: Option<Memory>,
     remember: watch::Sender<View>,
+    /// Since when something is to be remembered.
+    unremembered: Option<Instant>,
     /// The cluster as it was at the last turn.
     view: Option<View>,
     planner: Planner,
@@ -183,6 +190,10 @@ impl Agent {
         }
         self.desired = desired;
         if news {
+            self.unremembered.get_or_insert_with(Instant::now);
+        }
+        if self.unremembered.is_some_and(|since| since.elapsed() >= REMEMBER) {
+            self.unremembered = None;
             self.remember.send_replace(view.clone());
         }
         // A verdict on older tables says nothing about these: until the new ones were tried, the last order stands.

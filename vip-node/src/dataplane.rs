@@ -11,7 +11,8 @@ mod netlink;
 mod recorder;
 mod sysctl;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use vip_core::api::Reason;
 use vip_core::plan::{Change, ServiceKey, Tables};
@@ -20,6 +21,9 @@ pub use ipvs::Ipvs;
 pub use kernel::Kernel;
 pub use nat::Nat;
 pub use recorder::Recorder;
+
+/// The destinations of a virtual service, each with its weight.
+pub type Destinations = BTreeMap<SocketAddr, u32>;
 
 /// The tables of a kernel. Calls block for as long as the kernel takes (microseconds for a step, milliseconds for
 /// thousands), so they belong on a thread where that does no harm.
@@ -30,12 +34,25 @@ pub trait Dataplane: Send {
     /// Prepares what the dataplane stands on as well (IPVS, sysctls, and our nftables table if somebody deleted it), and
     /// its errors say what the node lacks. After an error the next call starts afresh.
     fn observe(&mut self) -> Result<Tables, DataplaneError> {
-        self.observe_until(&|| false)
+        let mut tables = self.outline()?;
+        let ours: Vec<ServiceKey> =
+            tables.services.keys().filter(|key| tables.ledger.contains(key)).copied().collect();
+        for (key, destinations) in self.destinations(&ours)? {
+            if let Some(service) = tables.services.get_mut(&key) {
+                service.destinations = destinations;
+            }
+        }
+        Ok(tables)
     }
 
-    /// The same, given up with [`DataplaneError::Stopped`] soon after `stop` says so: a look at thousands of services takes
-    /// a tenth of a second.
-    fn observe_until(&mut self, stop: &dyn Fn() -> bool) -> Result<Tables, DataplaneError>;
+    /// The same without destinations, which take by far the longest to read.
+    fn outline(&mut self) -> Result<Tables, DataplaneError>;
+
+    /// The destinations of these services; none of one that is not there.
+    fn destinations(
+        &mut self,
+        keys: &[ServiceKey],
+    ) -> Result<Vec<(ServiceKey, Destinations)>, DataplaneError>;
 
     /// Takes the steps in their order and returns those that failed, by their index. Steps that depend on a failed one are
     /// not tried and returned too ([`DataplaneError::Skipped`]). A step that is done already is no failure.
@@ -114,9 +131,6 @@ pub enum DataplaneError {
     /// A step was not tried because one that it depends on failed.
     #[error("did not try to {0}: an earlier step for the same service failed")]
     Skipped(Change),
-    /// A look at the kernel was given up, as was asked.
-    #[error("the look at the kernel was given up for something newer")]
-    Stopped,
     /// The conversation with the kernel broke down.
     #[error("can't talk to the kernel about {0}: {1}")]
     Broken(&'static str, String),
@@ -130,11 +144,9 @@ impl DataplaneError {
             Self::NotPermitted(_) => Reason::NotPermitted,
             Self::SysctlNotSet { .. } | Self::SysctlNotPutBack { .. } => Reason::SysctlNotSet,
             Self::SchedulerUnavailable { .. } => Reason::SchedulerUnavailable,
-            Self::NftablesUnavailable(_)
-            | Self::Refused { .. }
-            | Self::Skipped(_)
-            | Self::Stopped
-            | Self::Broken(..) => Reason::KernelRefused,
+            Self::NftablesUnavailable(_) | Self::Refused { .. } | Self::Skipped(_) | Self::Broken(..) => {
+                Reason::KernelRefused
+            }
         }
     }
 }

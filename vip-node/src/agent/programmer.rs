@@ -16,15 +16,12 @@ use vip_core::api::Scheduler;
 use vip_core::desired::Trouble;
 use vip_core::plan::{Along, Change, ServiceKey, Tables, plan};
 
+use super::audit::{Audit, Seen};
 use crate::dataplane::{Dataplane, DataplaneError, blocks};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
 /// small messages to the kernel each time.
-const SENTINEL: Duration = Duration::from_millis(100);
-/// How often everything is compared, for what the sentinel cannot see.
-const AUDIT: Duration = Duration::from_secs(10);
-/// An audit that gave way to a change is tried again after this, and gives way so often.
-const PUT_OFF: (Duration, u32) = (Duration::from_secs(1), 10);
+const SENTINEL: Duration = Duration::from_millis(50);
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
@@ -135,11 +132,10 @@ struct Worker<D> {
     owned: BTreeSet<IpAddr>,
     /// The kernel as we left it; `None` when it has to be read.
     mirror: Option<Tables>,
-    /// The kernel is to be read although there is a mirror.
-    auditing: bool,
-    /// When it is next, and how often it gave way to a change.
-    audit: Instant,
-    put_off: u32,
+    /// Compares everything with the mirror, for what the sentinel cannot see.
+    audit: Audit,
+    /// When the sentinel looked last.
+    watched: Instant,
     retry: Duration,
     /// The trouble that was logged last, to say each once.
     reported: Option<String>,
@@ -160,9 +156,8 @@ impl<D: Dataplane> Worker<D> {
             newest: Arc::new(AtomicU64::new(0)),
             owned: BTreeSet::new(),
             mirror: None,
-            auditing: false,
-            audit: Instant::now() + AUDIT,
-            put_off: 0,
+            audit: Audit::new(),
+            watched: Instant::now(),
             retry: RETRY.0,
             reported: None,
             failures: 0,
@@ -171,17 +166,41 @@ impl<D: Dataplane> Worker<D> {
         }
     }
 
-    /// From here on nothing is taken for granted.
-    fn audit(&mut self) {
-        self.audit = Instant::now() + AUDIT;
-        self.auditing = true;
+    /// Begins an audit; whether there is something to try again.
+    fn begin_audit(&mut self) -> bool {
+        self.audit.begin();
+        let again = !self.lacking.is_empty();
         self.lacking.clear();
+        again
+    }
+
+    /// Takes the next piece of the audit; whether the kernel is not as it was known.
+    fn look(&mut self) -> bool {
+        let Some(mirror) = &mut self.mirror else { return false };
+        match self.audit.look(&mut self.dataplane, mirror) {
+            Ok(Seen::Known) => false,
+            Ok(Seen::News) => true,
+            Ok(Seen::Firewalls(found)) => {
+                if found != *self.firewalls {
+                    self.firewalls = Arc::new(found);
+                    self.publish.send_modify(|state| state.firewalls = Arc::clone(&self.firewalls));
+                }
+                false
+            }
+            // The full look that follows will say more.
+            Err(_) => {
+                self.mirror = None;
+                true
+            }
+        }
     }
 
     fn run(mut self, inbox: &Receiver<Command>) {
         let mut again: Option<Instant> = None;
         loop {
-            let first = match inbox.recv_timeout(SENTINEL) {
+            let audits = self.mirror.is_some() && self.audit.is_under_way();
+            let pause = if audits { Duration::ZERO } else { SENTINEL };
+            let first = match inbox.recv_timeout(pause) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -203,13 +222,16 @@ impl<D: Dataplane> Worker<D> {
                     }
                 }
             }
-            if Instant::now() >= self.audit {
-                self.audit();
-                work = true;
-            } else if !work && self.is_lost() {
-                info!("entries of ours are gone from the kernel, putting them back");
-                self.mirror = None;
-                work = true;
+            if !work && self.watched.elapsed() >= SENTINEL {
+                self.watched = Instant::now();
+                if self.is_lost() {
+                    info!("entries of ours are gone from the kernel, putting them back");
+                    self.mirror = None;
+                    work = true;
+                }
+            }
+            if !work && self.mirror.is_some() {
+                work = if self.audit.is_due() { self.begin_audit() } else { self.look() };
             }
             if work && self.desired.is_some() {
                 again = (!self.attempt()).then(|| {
@@ -253,7 +275,6 @@ impl<D: Dataplane> Worker<D> {
     fn approach(&mut self) -> Outcome {
         let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
         let known = self.mirror.take();
-        let looks = known.is_none() || self.auditing;
         let (desired, substituted) = substitute(desired, &self.lacking);
         let mut state = Programmed {
             generation: Some(*generation),
@@ -261,24 +282,7 @@ impl<D: Dataplane> Worker<D> {
             firewalls: Arc::clone(&self.firewalls),
             ..Programmed::default()
         };
-        let gives_way = known.is_some() && self.put_off < PUT_OFF.1;
-        let stop = || gives_way && self.newest.load(Ordering::Acquire) > *generation;
-        let observed = match known {
-            Some(known) if !self.auditing => Ok(known),
-            known => match self.dataplane.observe_until(&stop) {
-                // What is known will do for the change; the audit has time.
-                Err(DataplaneError::Stopped) => {
-                    (self.mirror, self.auditing) = (known, false);
-                    (self.audit, self.put_off) = (Instant::now() + PUT_OFF.0, self.put_off + 1);
-                    return Outcome::Overtaken;
-                }
-                observed => {
-                    (self.auditing, self.put_off) = (false, 0);
-                    observed
-                }
-            },
-        };
-        let observed = match observed {
+        let observed = match known.map_or_else(|| self.dataplane.observe(), Ok) {
             Ok(observed) => observed,
             Err(error) => {
                 // One failed look at a kernel that was fine is no reason to give every address away.
@@ -319,12 +323,6 @@ impl<D: Dataplane> Worker<D> {
                 }
                 (Some(trouble), None) => state.trouble = Some(trouble.clone()),
             }
-        }
-        if looks {
-            // After the repair: to look through the rules of others takes long while they are being written. That they can't be
-            // seen is said where our own table can't be.
-            self.firewalls = Arc::new(self.dataplane.firewalls().unwrap_or_default());
-            state.firewalls = Arc::clone(&self.firewalls);
         }
         let conflicts: BTreeSet<ServiceKey> = plan.conflicts.into_iter().collect();
         let mut ledger = Along::new(mirror.ledger.iter().map(|key| (key, ())));
@@ -472,6 +470,15 @@ mod tests {
         worker
     }
 
+    /// A whole audit, and what follows from it.
+    fn audit(worker: &mut Worker<Recorder>) {
+        let mut work = worker.begin_audit();
+        while worker.audit.is_under_way() {
+            work |= worker.look();
+        }
+        assert!(work && worker.attempt());
+    }
+
     #[test]
     fn one_endpoint_more_is_one_message_more() {
         let kernel = Recorder::default();
@@ -479,7 +486,7 @@ mod tests {
         programmer.desire(1, Arc::new(tables(3)));
         let state = wait(&programmer, |s| s.generation == Some(1));
         assert!(state.serves(&[key(80)]));
-        assert_eq!(*state.firewalls, kernel.clone().firewalls().unwrap());
+        wait(&programmer, |s| *s.firewalls == kernel.clone().firewalls().unwrap());
         kernel.forget();
         programmer.desire(2, Arc::new(tables(4)));
         wait(&programmer, |s| s.generation == Some(2));
@@ -502,8 +509,7 @@ mod tests {
         let kernel = Recorder::default();
         let programmer = Programmer::start(kernel.clone()).unwrap();
         programmer.desire(1, Arc::new(tables(3)));
-        let first = wait(&programmer, |s| s.serves(&[key(80)]));
-        assert!(!first.firewalls.is_empty(), "the rules of others are looked at once our entries are there");
+        wait(&programmer, |s| s.serves(&[key(80)]));
         let mut states = programmer.state();
         kernel.meddle(|tables| tables.services.clear());
         until(|| kernel.tables() == tables(3));
@@ -522,8 +528,7 @@ mod tests {
         assert!(worker.attempt());
         kernel.meddle(|tables| tables.services.clear());
         kernel.forget();
-        worker.audit();
-        assert!(worker.attempt());
+        audit(&mut worker);
         let order: Vec<ServiceKey> =
             kernel.forget().iter().filter_map(|change| change.key().copied()).collect();
         assert_eq!(order, [mine, mine, key(80), key(80)]);
@@ -601,8 +606,7 @@ mod tests {
         assert!(trouble.message.ends_with("; until then wlc is used"), "{}", trouble.message);
         kernel.lack(None);
         kernel.forget();
-        worker.audit();
-        assert!(worker.attempt());
+        audit(&mut worker);
         assert_eq!((kernel.tables(), kernel.forget().len()), (wanted, 1));
         assert!(worker.publish.borrow().substituted.is_empty());
     }
@@ -630,21 +634,31 @@ mod tests {
     }
 
     #[test]
-    fn an_audit_gives_way_to_a_change_but_not_for_ever() {
+    fn a_change_waits_for_one_piece_of_an_audit_and_the_audit_goes_on() {
         let kernel = Recorder::default();
-        let mut worker = worker(&kernel, tables(3));
+        let mut worker = worker(&kernel, many(1000));
         assert!(worker.attempt());
-        kernel.meddle(|tables| tables.services.clear());
-        worker.newest.store(2, Ordering::Release);
-        for _ in 0..PUT_OFF.1 {
-            worker.audit();
-            assert!(worker.attempt());
-            assert!(kernel.tables().services.is_empty(), "it was put off");
-            assert!(worker.mirror.is_some() && worker.audit < Instant::now() + AUDIT);
+        let (first, last, other) = (key(1000), key(1999), ([10, 245, 0, 1], 80).into());
+        kernel.meddle(|tables| {
+            tables.services.get_mut(&last).unwrap().destinations.clear();
+            tables.services.get_mut(&key(1500)).unwrap().settings.scheduler = "rr".to_owned();
+        });
+        kernel.forget();
+        assert!(!worker.begin_audit() && worker.look(), "the scheduler is in the outline");
+        assert!(!worker.look(), "the first services are as they should be");
+        let mut wanted = many(1000);
+        wanted.services.get_mut(&first).unwrap().destinations.insert(other, 1);
+        worker.desired = Some((2, Arc::new(wanted.clone())));
+        assert!(worker.attempt());
+        let settings = Settings::new(Scheduler::Wlc, None);
+        let steps = [Change::AddDestination(first, other, 1), Change::SetService(key(1500), settings)];
+        assert_eq!(kernel.forget(), steps);
+        let mut news = false;
+        while worker.audit.is_under_way() {
+            news |= worker.look();
         }
-        worker.audit();
-        assert!(worker.attempt());
-        assert_eq!(kernel.tables(), tables(3));
+        assert!(news && worker.attempt());
+        assert_eq!((kernel.forget().len(), kernel.tables()), (4, wanted));
     }
 
     #[test]

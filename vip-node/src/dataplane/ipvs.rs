@@ -13,8 +13,8 @@ use nix::sys::socket::SockProtocol;
 use vip_core::plan::{Change, ServiceKey, Settings, VirtualService};
 
 use self::codec::Command;
-use super::DataplaneError;
 use super::netlink::{Attributes, Request, Socket, Trouble, array, attribute};
+use super::{DataplaneError, Destinations};
 
 /// The controller of generic netlink (`linux/genetlink.h`): its message type, its command for looking up a family, the
 /// attributes for a family's number and name.
@@ -66,17 +66,24 @@ impl Ipvs {
         self.link().map(drop)
     }
 
-    /// All services of address and port over TCP, UDP or SCTP. Destinations are read of those in the ledger only, until `stop`
-    /// says so.
+    /// All services of address and port over TCP, UDP or SCTP, without their destinations.
     ///
     /// # Errors
-    /// When IPVS is not there, not permitted, or does not answer, and when it was stopped.
-    pub fn observe(
+    /// When IPVS is not there, not permitted, or does not answer.
+    pub fn services(&mut self) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
+        let result = self.link().and_then(Link::services);
+        self.checked(result)
+    }
+
+    /// The destinations of these services, each with its weight.
+    ///
+    /// # Errors
+    /// When IPVS is not there, not permitted, or does not answer.
+    pub fn destinations(
         &mut self,
-        ledger: &BTreeSet<ServiceKey>,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
-        let result = self.link().and_then(|link| link.observe(ledger, stop));
+        keys: &[ServiceKey],
+    ) -> Result<Vec<(ServiceKey, Destinations)>, DataplaneError> {
+        let result = self.link().and_then(|link| link.destinations(keys));
         self.checked(result)
     }
 
@@ -137,28 +144,23 @@ impl Link {
         }
     }
 
-    fn observe(
-        &mut self,
-        ledger: &BTreeSet<ServiceKey>,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
+    fn services(&mut self) -> Result<BTreeMap<ServiceKey, VirtualService>, DataplaneError> {
         let all = self.request(Command::GetService, Attributes::new());
         let found = self.socket.dump(&all, codec::service).map_err(|trouble| failed(&trouble))?;
-        let mut services = BTreeMap::new();
-        for (key, settings) in found {
-            let mut service = VirtualService { settings, ..VirtualService::default() };
-            if ledger.contains(&key) {
-                if stop() {
-                    return Err(DataplaneError::Stopped);
-                }
-                let its = self.request(Command::GetDestination, codec::name(&key));
-                let destinations = self.socket.dump(&its, |answer| codec::destination(answer, &key));
-                service.destinations =
-                    destinations.map_err(|trouble| failed(&trouble))?.into_iter().collect();
-            }
-            services.insert(key, service);
-        }
-        Ok(services)
+        let service = |(key, settings)| (key, VirtualService { settings, ..VirtualService::default() });
+        Ok(found.into_iter().map(service).collect())
+    }
+
+    fn destinations(
+        &mut self,
+        keys: &[ServiceKey],
+    ) -> Result<Vec<(ServiceKey, Destinations)>, DataplaneError> {
+        let read = |key: &ServiceKey| {
+            let its = self.request(Command::GetDestination, codec::name(key));
+            let found = self.socket.dump(&its, |answer| codec::destination(answer, key));
+            Ok((*key, found.map_err(|trouble| failed(&trouble))?.into_iter().collect()))
+        };
+        keys.iter().map(read).collect()
     }
 
     fn service(&mut self, key: &ServiceKey) -> Result<Option<Settings>, DataplaneError> {

@@ -8,7 +8,7 @@ use vip_core::plan::{Change, ServiceKey, Tables};
 use super::ipvs::Ipvs;
 use super::nat::Nat;
 use super::sysctl::Sysctls;
-use super::{Dataplane, DataplaneError, blocks, firewall};
+use super::{Dataplane, DataplaneError, Destinations, blocks, firewall};
 
 /// The kernel of this network namespace (of the thread that makes the first call).
 #[derive(Debug)]
@@ -77,12 +77,12 @@ fn kind(change: &Change) -> Kind {
 }
 
 impl Dataplane for Kernel {
-    fn observe_until(&mut self, stop: &dyn Fn() -> bool) -> Result<Tables, DataplaneError> {
+    fn outline(&mut self) -> Result<Tables, DataplaneError> {
         // The sysctls of IPVS are there only once IPVS is.
         self.ipvs.find()?;
         self.sysctls.set()?;
         let tables = self.nat.observe()?;
-        let mut services = self.ipvs.observe(&tables.ledger, stop)?;
+        let mut services = self.ipvs.services()?;
         if self.sysctls.check_ipv6().is_err() {
             for (_, service) in
                 services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && tables.ledger.contains(key))
@@ -91,6 +91,13 @@ impl Dataplane for Kernel {
             }
         }
         Ok(Tables { services, ..tables })
+    }
+
+    fn destinations(
+        &mut self,
+        keys: &[ServiceKey],
+    ) -> Result<Vec<(ServiceKey, Destinations)>, DataplaneError> {
+        self.ipvs.destinations(keys)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vip_core::plan::{Change, ServiceKey, Tables};
 
-use super::{Dataplane, DataplaneError, blocks};
+use super::{Dataplane, DataplaneError, Destinations, blocks};
 
 /// The model kernel. Clones share it, so that a test keeps one while the agent has the other.
 #[derive(Clone, Debug, Default)]
@@ -97,12 +97,25 @@ impl State {
 }
 
 impl Dataplane for Recorder {
-    fn observe_until(&mut self, stop: &dyn Fn() -> bool) -> Result<Tables, DataplaneError> {
-        if stop() {
-            return Err(DataplaneError::Stopped);
-        }
+    fn outline(&mut self) -> Result<Tables, DataplaneError> {
         let state = self.state();
-        state.working().map(|()| state.tables.clone())
+        state.working()?;
+        let mut tables = state.tables.clone();
+        tables.services.values_mut().for_each(|service| service.destinations.clear());
+        Ok(tables)
+    }
+
+    fn destinations(
+        &mut self,
+        keys: &[ServiceKey],
+    ) -> Result<Vec<(ServiceKey, Destinations)>, DataplaneError> {
+        let state = self.state();
+        state.working()?;
+        let its = |key: &ServiceKey| {
+            let service = state.tables.services.get(key);
+            (*key, service.map(|service| service.destinations.clone()).unwrap_or_default())
+        };
+        Ok(keys.iter().map(its).collect())
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {

@@ -155,7 +155,11 @@ fn slice(n: u16, count: u16, ready: bool) -> Value {
     };
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": name}},
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": {
+            "kubernetes.io/service-name": name,
+            // As Kubernetes has it: kube-proxy does not watch these.
+            "service.kubernetes.io/headless": "",
+        }},
         "ports": [{"port": 8080, "protocol": "TCP"}],
         "endpoints": (1..=count).map(endpoint).collect::<Vec<_>>(),
     })
@@ -219,11 +223,12 @@ fn received(node: &Node<'_>, process: u32) -> Result<u64> {
 }
 
 /// The half on the node: makes one change after the other, when all is quiet, and looks for each in the kernel's table. The event
-/// has arrived with the first word of the API server to anybody on the node: kube-proxy gets it in the same moment.
+/// has arrived with the API server's first word on the connection that hears first most often: the watch of the only program on
+/// the node to which such a change is told.
 pub fn change(words: &[String]) -> Result<()> {
     let slowdown = Slowdown::from_word(words.first().context("the host's time, please")?)?;
     let (loader, ear) = (Loader::open()?, Ear::here()?);
-    let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    let mut changes: Vec<(&str, Vec<(u16, Duration)>)> = Vec::new();
     for turn in 0..TIMES {
         let n = turn * 37 % (VIPS * SERVICES);
         let key = ServiceKey {
@@ -249,11 +254,25 @@ pub fn change(words: &[String]) -> Result<()> {
                 thread::sleep(Duration::from_millis(1));
             }
             let done = Instant::now();
-            let event = |frame: &[u8], at| (is_word(frame) && age(at) < start.elapsed()).then_some(at);
-            let at = ear.find(done + QUIET, event)?.context("no word from the API server")?;
-            took.entry(what).or_default().push(age(at).saturating_sub(done.elapsed()));
-            thread::sleep(QUIET);
+            let mut heard = Vec::new();
+            let word = |frame: &[u8], at| Some((listener(frame)?, age(at)));
+            while let Some((port, age)) = ear.find(done + QUIET, word)? {
+                let before = age.checked_sub(done.elapsed()).filter(|_| age < start.elapsed());
+                heard.extend(before.map(|before| (port, before)));
+            }
+            changes.push((what, heard));
         }
+    }
+    let mut firsts: BTreeMap<u16, usize> = BTreeMap::new();
+    for (port, _) in changes.iter().filter_map(|(_, heard)| heard.first()) {
+        *firsts.entry(*port).or_default() += 1;
+    }
+    let (watch, _) = firsts.iter().max_by_key(|(_, count)| **count).context("no word from the API server")?;
+    let mut took: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    for (what, heard) in &changes {
+        let of_watch = heard.iter().find(|(port, _)| port == watch);
+        let (_, before) = of_watch.or(heard.first()).context("a change of which nothing was heard")?;
+        took.entry(what).or_default().push(*before);
     }
     println!(
         "  from the event's arrival at the node to the kernel, {TIMES} times each; the machine is {slowdown} times slower than its host:"
@@ -264,17 +283,15 @@ pub fn change(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a frame has something from an API server.
-fn is_word(frame: &[u8]) -> bool {
-    let read = || {
-        let packet = frame.get(ETHERNET..)?;
-        let number = |at: usize| Some(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?));
-        let header = usize::from(packet.first()? & 0xf) * 4;
-        let data = usize::from(packet.get(header + 12)? >> 4) * 4;
-        let empty = usize::from(number(2)?) == header + data;
-        Some(*packet.get(9)? == TCP && !empty && number(header)? == API)
-    };
-    read().unwrap_or_default()
+/// The port to which an API server says something with a frame.
+fn listener(frame: &[u8]) -> Option<u16> {
+    let packet = frame.get(ETHERNET..)?;
+    let number = |at: usize| Some(u16::from_be_bytes(*packet.get(at..)?.first_chunk()?));
+    let header = usize::from(packet.first()? & 0xf) * 4;
+    let data = usize::from(packet.get(header + 12)? >> 4) * 4;
+    let empty = usize::from(number(2)?) == header + data;
+    let is_word = *packet.get(9)? == TCP && !empty && number(header)? == API;
+    is_word.then(|| number(header + 2))?
 }
 
 /// Replaces an EndpointSlice.
