@@ -169,7 +169,7 @@ impl<D: Dataplane> Worker<D> {
     /// Begins an audit; whether there is something to try again.
     fn begin_audit(&mut self) -> bool {
         self.audit.begin();
-        let again = !self.lacking.is_empty();
+        let again = self.mirror.is_none() || !self.lacking.is_empty();
         self.lacking.clear();
         again
     }
@@ -230,8 +230,10 @@ impl<D: Dataplane> Worker<D> {
                     work = true;
                 }
             }
-            if !work && self.mirror.is_some() {
-                work = if self.audit.is_due() { self.begin_audit() } else { self.look() };
+            if self.audit.is_due() {
+                work |= self.begin_audit();
+            } else if !work {
+                work = self.look();
             }
             if work && self.desired.is_some() {
                 again = (!self.attempt()).then(|| {
