@@ -66,11 +66,11 @@ fn an_address_outside_every_pool() {
     for kind in ["virtualips", "vippools"] {
         lab.kubectl(["delete", kind, "--all"]).and_then(Output::ok).unwrap();
     }
-    namespace(lab, "outside", &[("web", 80, "TCP")]);
+    namespace(lab, "outside", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
     said(lab, "pool create outside 10.98.30.8-10.98.30.9,10.98.31.0/28");
     said(lab, "expose svc/web -n outside --ip 10.98.30.8 --wait=false");
     assert_eq!(
-        refused(lab, "expose svc/web -n outside --ip 10.0.0.9"),
+        refused(lab, "expose svc/api -n outside --ip 10.0.0.9"),
         "Error: 10.0.0.9 is in no pool (outside: 10.98.30.8-10.98.30.9,10.98.31.0/28); next free: 10.98.30.9"
     );
     said(lab, "unexpose svc/web -n outside");
