@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use vip_core::plan::{ServiceKey, Tables};
+use vip_core::plan::{ServiceKey, Settings, Tables};
 
 use crate::dataplane::{Dataplane, DataplaneError};
 
@@ -33,7 +33,7 @@ enum Piece {
 pub enum Seen {
     /// What was known.
     Known,
-    /// Something else, which is known now.
+    /// Something else.
     News,
     /// The chains of other programs that drop by default.
     Firewalls(BTreeSet<String>),
@@ -61,45 +61,40 @@ impl Audit {
         !self.pieces.is_empty()
     }
 
-    /// Looks at the next piece, and brings what is known of the kernel up to date with it.
+    /// Compares the next piece with what is known of the kernel.
     ///
     /// # Errors
-    /// Those of the dataplane; what is known is then as it was.
-    pub fn look(
-        &mut self,
-        dataplane: &mut impl Dataplane,
-        known: &mut Tables,
-    ) -> Result<Seen, DataplaneError> {
-        let news = match self.pieces.pop_front() {
-            None => false,
+    /// Those of the dataplane.
+    pub fn look(&mut self, dataplane: &mut impl Dataplane, known: &Tables) -> Result<Seen, DataplaneError> {
+        let same = match self.pieces.pop_front() {
+            None => true,
             Some(Piece::Outline) => {
-                let mut outline = dataplane.outline()?;
+                let outline = dataplane.outline()?;
                 let ours: Vec<ServiceKey> =
                     outline.services.keys().filter(|key| outline.ledger.contains(key)).copied().collect();
                 self.pieces.extend(ours.chunks(AT_ONCE).map(|some| Piece::Destinations(some.to_vec())));
                 self.pieces.push_back(Piece::Firewalls);
-                for (key, service) in &mut outline.services {
-                    if let Some(known) = known.services.get(key) {
-                        service.destinations.clone_from(&known.destinations);
-                    }
-                }
-                let news = outline != *known;
-                *known = outline;
-                news
+                agree(&outline, known)
             }
             Some(Piece::Destinations(keys)) => {
-                let mut news = false;
-                for (key, found) in dataplane.destinations(&keys)? {
-                    // One that a change has deleted meanwhile is nobody's concern.
-                    let Some(service) = known.services.get_mut(&key) else { continue };
-                    news |= service.destinations != found;
-                    service.destinations = found;
-                }
-                news
+                // One that a change has deleted meanwhile is nobody's concern.
+                let same = |(key, found)| {
+                    known.services.get(&key).is_none_or(|service| service.destinations == found)
+                };
+                dataplane.destinations(&keys)?.into_iter().all(same)
             }
             // That they can't be seen is said where our own table can't be.
             Some(Piece::Firewalls) => return Ok(Seen::Firewalls(dataplane.firewalls().unwrap_or_default())),
         };
-        Ok(if news { Seen::News } else { Seen::Known })
+        Ok(if same { Seen::Known } else { Seen::News })
     }
+}
+
+/// Whether two tables are the same but for destinations.
+fn agree(a: &Tables, b: &Tables) -> bool {
+    fn settings(tables: &Tables) -> impl Iterator<Item = (&ServiceKey, &Settings)> {
+        tables.services.iter().map(|(key, service)| (key, &service.settings))
+    }
+    settings(a).eq(settings(b))
+        && (&a.ledger, &a.guarded, &a.direct, &a.sources) == (&b.ledger, &b.guarded, &b.direct, &b.sources)
 }

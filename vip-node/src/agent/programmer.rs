@@ -176,10 +176,9 @@ impl<D: Dataplane> Worker<D> {
 
     /// Takes the next piece of the audit; whether the kernel is not as it was known.
     fn look(&mut self) -> bool {
-        let Some(mirror) = &mut self.mirror else { return false };
+        let Some(mirror) = &self.mirror else { return false };
         match self.audit.look(&mut self.dataplane, mirror) {
             Ok(Seen::Known) => false,
-            Ok(Seen::News) => true,
             Ok(Seen::Firewalls(found)) => {
                 if found != *self.firewalls {
                     self.firewalls = Arc::new(found);
@@ -187,8 +186,8 @@ impl<D: Dataplane> Worker<D> {
                 }
                 false
             }
-            // The full look that follows will say more.
-            Err(_) => {
+            // Pieces of different moments don't make a whole: the full look that follows does.
+            Ok(Seen::News) | Err(_) => {
                 self.mirror = None;
                 true
             }
@@ -475,8 +474,8 @@ mod tests {
     /// A whole audit, and what follows from it.
     fn audit(worker: &mut Worker<Recorder>) {
         let mut work = worker.begin_audit();
-        while worker.audit.is_under_way() {
-            work |= worker.look();
+        while !work && worker.audit.is_under_way() {
+            work = worker.look();
         }
         assert!(work && worker.attempt());
     }
@@ -641,26 +640,32 @@ mod tests {
         let mut worker = worker(&kernel, many(1000));
         assert!(worker.attempt());
         let (first, last, other) = (key(1000), key(1999), ([10, 245, 0, 1], 80).into());
-        kernel.meddle(|tables| {
-            tables.services.get_mut(&last).unwrap().destinations.clear();
-            tables.services.get_mut(&key(1500)).unwrap().settings.scheduler = "rr".to_owned();
-        });
+        kernel.meddle(|tables| tables.services.get_mut(&last).unwrap().destinations.clear());
         kernel.forget();
-        assert!(!worker.begin_audit() && worker.look(), "the scheduler is in the outline");
-        assert!(!worker.look(), "the first services are as they should be");
+        assert!(!worker.begin_audit());
+        assert!(!worker.look() && !worker.look(), "the first services are as they should be");
         let mut wanted = many(1000);
         wanted.services.get_mut(&first).unwrap().destinations.insert(other, 1);
         worker.desired = Some((2, Arc::new(wanted.clone())));
         assert!(worker.attempt());
-        let settings = Settings::new(Scheduler::Wlc, None);
-        let steps = [Change::AddDestination(first, other, 1), Change::SetService(key(1500), settings)];
-        assert_eq!(kernel.forget(), steps);
-        let mut news = false;
-        while worker.audit.is_under_way() {
-            news |= worker.look();
+        assert_eq!(kernel.forget(), [Change::AddDestination(first, other, 1)]);
+        while !worker.look() {
+            assert!(worker.audit.is_under_way(), "the last service was not looked at");
         }
-        assert!(news && worker.attempt());
+        assert!(worker.attempt());
         assert_eq!((kernel.forget().len(), kernel.tables()), (4, wanted));
+    }
+
+    #[test]
+    fn a_flush_in_the_middle_of_an_audit_is_no_refusal() {
+        let kernel = Recorder::default();
+        let mut worker = worker(&kernel, many(1000));
+        assert!(worker.attempt());
+        assert!(!worker.begin_audit() && !worker.look());
+        kernel.meddle(|tables| tables.services.clear());
+        assert!(worker.look() && worker.attempt());
+        assert_eq!(kernel.tables(), many(1000));
+        assert!(worker.publish.borrow().refused.is_empty());
     }
 
     #[test]

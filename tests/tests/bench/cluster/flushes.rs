@@ -91,7 +91,8 @@ pub fn watch() -> Result<()> {
         } else if let Some(since) = gone.take() {
             absences.push(since.elapsed().as_millis());
         }
-        thread::sleep(Duration::from_millis(2));
+        // Seldom enough to leave the processors to who repairs.
+        thread::sleep(Duration::from_millis(10));
     }
     if gone.is_some() {
         bail!("{} of {all} entries did not come back", all - entries()?);
