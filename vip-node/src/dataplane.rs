@@ -35,9 +35,7 @@ pub trait Dataplane: Send {
     /// its errors say what the node lacks. After an error the next call starts afresh.
     fn observe(&mut self) -> Result<Tables, DataplaneError> {
         let mut tables = self.outline()?;
-        let ours: Vec<ServiceKey> =
-            tables.services.keys().filter(|key| tables.ledger.contains(key)).copied().collect();
-        for (key, destinations) in self.destinations(&ours)? {
+        for (key, destinations) in self.destinations(&ours(&tables))? {
             if let Some(service) = tables.services.get_mut(&key) {
                 service.destinations = destinations;
             }
@@ -68,6 +66,11 @@ pub trait Dataplane: Send {
     /// Deletes our services (those in the ledger), then the ledger and the guards, and puts sysctls back. What others made
     /// stays.
     fn remove_everything(&mut self) -> Result<(), DataplaneError>;
+}
+
+/// The services that are there and ours: those whose destinations are of interest.
+pub fn ours(tables: &Tables) -> Vec<ServiceKey> {
+    tables.services.keys().filter(|key| tables.ledger.contains(key)).copied().collect()
 }
 
 /// Why the kernel's tables are not as they should be.

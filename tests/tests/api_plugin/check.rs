@@ -147,8 +147,6 @@ impl Drop for Scene<'_> {
             self.kubectl(&["delete", rest, ROLE, "--ignore-not-found"]);
         }
         self.kubectl(&["delete", "configmap", "kube-proxy", "-n", "kube-system", "--ignore-not-found"]);
-        // A test that has failed half way leaves its own hand in the roles.
-        said(self.lab, "install --wait=false --force-conflicts");
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vip_core::plan::{ServiceKey, Settings, Tables};
 
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, ours};
 
 /// From the begin of one audit to that of the next.
 const EVERY: Duration = Duration::from_secs(10);
@@ -40,9 +40,9 @@ pub enum Seen {
 }
 
 impl Audit {
-    /// One that is due.
+    /// For a kernel that is about to be read as a whole: only the rules of others are left to look at.
     pub fn new() -> Self {
-        Self { due: Instant::now(), pieces: VecDeque::new() }
+        Self { due: Instant::now() + EVERY, pieces: [Piece::Firewalls].into() }
     }
 
     /// Whether it is time to begin.
@@ -70,8 +70,7 @@ impl Audit {
             None => true,
             Some(Piece::Outline) => {
                 let outline = dataplane.outline()?;
-                let ours: Vec<ServiceKey> =
-                    outline.services.keys().filter(|key| outline.ledger.contains(key)).copied().collect();
+                let ours = ours(&outline);
                 self.pieces.extend(ours.chunks(AT_ONCE).map(|some| Piece::Destinations(some.to_vec())));
                 self.pieces.push_back(Piece::Firewalls);
                 agree(&outline, known)

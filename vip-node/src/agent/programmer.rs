@@ -511,6 +511,8 @@ mod tests {
         let programmer = Programmer::start(kernel.clone()).unwrap();
         programmer.desire(1, Arc::new(tables(3)));
         wait(&programmer, |s| s.serves(&[key(80)]));
+        // The rules of others are looked at once our entries are there.
+        wait(&programmer, |s| !s.firewalls.is_empty());
         let mut states = programmer.state();
         kernel.meddle(|tables| tables.services.clear());
         until(|| kernel.tables() == tables(3));
