@@ -76,6 +76,23 @@ impl State {
         self.broken.clone().map_or(Ok(()), Err)
     }
 
+    /// What the kernel says of a step that makes no sense in the state that it is in.
+    fn nonsense(&self, change: &Change) -> Option<&'static str> {
+        let service = change.key().and_then(|key| self.tables.services.get(key));
+        match (change, service) {
+            (Change::SetService(..) | Change::AddDestination(..) | Change::SetDestination(..), None) => {
+                Some("the virtual service is gone")
+            }
+            (Change::SetDestination(_, to, _), Some(service)) if !service.destinations.contains_key(to) => {
+                Some("the destination is gone")
+            }
+            (Change::AddService(_, settings), Some(service)) if service.settings != *settings => {
+                Some("another program has made a service at the same address and port")
+            }
+            _ => None,
+        }
+    }
+
     fn step(&mut self, change: &Change) -> Result<(), DataplaneError> {
         self.working()?;
         if change.key().is_some_and(|key| self.refused.contains(key)) {
@@ -89,6 +106,9 @@ impl State {
         {
             let (scheduler, text) = (settings.scheduler.clone(), "as the test wants".to_owned());
             return Err(DataplaneError::SchedulerUnavailable { scheduler, text });
+        }
+        if let Some(text) = self.nonsense(change) {
+            return Err(DataplaneError::Refused { change: change.clone(), text: text.to_owned() });
         }
         self.tables.apply(change);
         self.applied.push(change.clone());
