@@ -100,6 +100,48 @@ fn only_allowed(version: &Version) {
     }
 }
 
+#[test]
+fn a_service_without_backends_refuses_every_time() {
+    refuses(&IPV4);
+}
+
+#[test]
+fn a_service_without_backends_refuses_every_time_over_ipv6() {
+    refuses(&IPV6);
+}
+
+/// By resets, whose number no kernel limits: errors of ICMP are few, and a client that gets none waits.
+fn refuses(version: &Version) {
+    needs_ipvs();
+    let lan = Segment::new(3).unwrap();
+    let [node, client, backend] = [1, 2, 3].map(|number| lan.host(number));
+    make_owner(node, version);
+    node.exec("sysctl -w net.ipv4.icmp_ratelimit=1000 net.ipv6.icmp.ratelimit=1000").unwrap().ok().unwrap();
+    let pod = SocketAddr::new((version.host)(3), 8080);
+    serve(backend.netns(), pod, "pod");
+    let (tcp, udp) = (SocketAddr::new(version.vip, 80), SocketAddr::new(version.vip, 53));
+    let mut wanted = both(version, pod);
+    node.run(|| converge(&mut kernel(), &wanted)).unwrap();
+    let open = connect(client.netns(), tcp).unwrap();
+    assert!(say(&open).is_ok());
+
+    // The backend ends, as the core has it: its connections go on, and nobody else may connect.
+    for key in keys(version) {
+        wanted.apply(&Change::SetDestination(key, pod, 0));
+        wanted.sources.insert(key, BTreeSet::new());
+    }
+    node.run(|| converge(&mut kernel(), &wanted)).unwrap();
+    for from in [client, node] {
+        for n in 0..20 {
+            let error = connect(from.netns(), tcp).map(drop).unwrap_err();
+            let at_once = [ErrorKind::ConnectionRefused, ErrorKind::PermissionDenied];
+            assert!(at_once.contains(&error.kind()), "attempt {n}: {error}");
+        }
+    }
+    assert_eq!(ask_by_udp(client.netns(), udp).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert!(say(&open).is_ok(), "an open connection went on before");
+}
+
 /// A namespace behind a bridge of a node, as a network plugin makes one for a pod.
 struct Pod(Netns);
 

@@ -161,14 +161,17 @@ pub(super) fn serve(
             let target = target_port(candidate.slice, port.name.as_deref(), protocol)?;
             Some((SocketAddr::new(candidate.pod, target), candidate.state))
         }));
-        if anywhere && !destinations.values().any(|weight| *weight > 0) {
+        let served = destinations.values().any(|weight| *weight > 0);
+        if anywhere && !served {
             let message = format!("no ready endpoint of service {reference} has port {number}/{protocol}");
             plan.troubles.push(Trouble::new(Reason::NoEndpoints, message));
         }
         if direct {
             tables.direct.insert(key, near(destinations.keys().map(SocketAddr::ip), node));
         }
-        tables.sources.extend(sources.networks.clone().map(|networks| (key, networks)));
+        // IPVS alone would refuse by ICMP, which the kernel sends to a client once a second: our own table does it each time.
+        let clients = if served { sources.networks.clone() } else { Some(BTreeSet::new()) };
+        tables.sources.extend(clients.map(|networks| (key, networks)));
         plan.keys.push(key);
         tables.ledger.insert(key);
         tables.kept.extend(unready.into_iter().map(|to| (key, to)));
@@ -301,6 +304,19 @@ mod tests {
         ] {
             assert_eq!(of(&states), (text.to_owned(), backends, troubles), "{states:?}");
         }
+    }
+
+    #[test]
+    fn what_no_endpoint_serves_nobody_may_connect_to() {
+        let clients = |endpoints: &[(u8, &str, &str)]| {
+            let desired = read(http(), &[slice(8080, endpoints)]).3;
+            desired.tables.sources.values().map(BTreeSet::len).collect::<Vec<_>>()
+        };
+        assert_eq!(clients(&[(1, "node-1", "rs"), (2, "node-1", "")]), [0_usize; 0]);
+        for states in ["", "t", "s"] {
+            assert_eq!(clients(&[(1, "node-1", states)]), [0], "{states}");
+        }
+        assert_eq!(clients(&[]), [0]);
     }
 
     #[test]
