@@ -279,7 +279,7 @@ impl Checks {
                 let (mut before, mut after) = (BTreeSet::new(), BTreeSet::new());
                 for key in plan.keys.get(part).unwrap_or_default() {
                     let Some(service) = tables.services.get_mut(key) else { continue };
-                    let mut serving: Vec<(Verdict, SocketAddr, &mut u32)> = service
+                    let serving: Vec<(Verdict, SocketAddr, &mut u32)> = service
                         .destinations
                         .iter_mut()
                         .filter(|(_, weight)| **weight > 0)
@@ -293,15 +293,21 @@ impl Checks {
                         );
                         plan.troubles.push(Trouble::new(Reason::BackendsFailing, message));
                     }
-                    for (verdict, to, weight) in &mut serving {
+                    let mut worse = Vec::new();
+                    for (verdict, to, weight) in serving {
                         before.insert(to.ip());
-                        if *verdict == best {
+                        if verdict == best {
                             after.insert(to.ip());
                         } else {
-                            **weight = 0;
-                            plan.shunned.insert(*to);
+                            *weight = 0;
+                            worse.push(to);
                         }
                     }
+                    // At weight 0 a flow of UDP would stay for as long as its client sends.
+                    if key.protocol == Protocol::Udp {
+                        service.destinations.retain(|to, _| !worse.contains(to));
+                    }
+                    plan.shunned.extend(worse);
                 }
                 let lost = u32::try_from(before.len() - after.len()).unwrap_or(u32::MAX);
                 plan.backends.ready = plan.backends.ready.saturating_sub(lost);

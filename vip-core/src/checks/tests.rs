@@ -234,13 +234,16 @@ fn destinations_that_no_connection_can_probe_are_suspected_until_the_node_is_hea
     let udp = |scene: &Scene| {
         let mut desired = scene.desired.clone();
         scene.checks.apply(&mut desired, &owned());
-        desired.tables.services[&key(Protocol::Udp, 53)].destinations.values().copied().collect::<Vec<_>>()
+        let destinations = &desired.tables.services[&key(Protocol::Udp, 53)].destinations;
+        destinations.iter().map(|(to, weight)| (to.ip(), *weight)).collect::<Vec<_>>()
     };
-    assert_eq!(udp(&scene), [1, 0, 1]);
+    let serve = |pods: &[u8]| pods.iter().map(|n| (pod(*n).ip(), 1)).collect::<Vec<_>>();
+    // Gone and not at weight 0, where a client that goes on sending would stay with it.
+    assert_eq!(udp(&scene), serve(&[1, 3]));
     scene.checks.suspect_only(|node| node == "node-2");
-    assert_eq!(udp(&scene), [1, 0, 1]);
+    assert_eq!(udp(&scene), serve(&[1, 3]));
     scene.checks.suspect_only(|_| false);
-    assert_eq!(udp(&scene), [1, 1, 1]);
+    assert_eq!(udp(&scene), serve(&[1, 2, 3]));
 }
 
 #[test]

@@ -157,7 +157,10 @@ pub(super) fn serve(
             plan.troubles.push(Trouble::new(Reason::PortClash, message));
             continue;
         }
-        let (destinations, unready) = weights(candidates.iter().filter_map(|candidate| {
+        // A flow of UDP has no end that it could be left to: for as long as its client sends, IPVS would send it to a backend
+        // that answers no more. Those of TCP and SCTP begin anew, and are balanced anew then.
+        let stays = |candidate: &&Candidate<'_>| protocol != Protocol::Udp || candidate.answers();
+        let (destinations, unready) = weights(candidates.iter().filter(stays).filter_map(|candidate| {
             let target = target_port(candidate.slice, port.name.as_deref(), protocol)?;
             Some((SocketAddr::new(candidate.pod, target), candidate.state))
         }));
@@ -327,6 +330,17 @@ mod tests {
         assert_eq!(text, ["80/TCP 10.244.1.1:8080=1 10.244.1.4:8080=0"]);
         let kept: Vec<String> = desired.tables.kept.iter().map(|(_, to)| to.to_string()).collect();
         assert_eq!(kept, ["10.244.1.2:8080", "10.244.1.3:8080"]);
+    }
+
+    #[test]
+    fn over_udp_what_does_not_answer_goes_at_once() {
+        let mut slice =
+            slice(8080, &[(1, "node-1", "rs"), (2, "node-1", ""), (3, "node-1", "st"), (4, "node-1", "t")]);
+        slice["ports"][0]["protocol"] = json!("UDP");
+        let udp = json!({"ports": [{"name": "http", "port": 80, "protocol": "UDP"}]});
+        let (text, backends, _, desired) = read(udp, &[slice]);
+        assert_eq!(text, ["80/UDP 10.244.1.1:8080=1 10.244.1.3:8080=0"]);
+        assert_eq!((backends.total, desired.tables.kept.len()), (4, 0));
     }
 
     #[test]
