@@ -102,7 +102,10 @@ pub(super) fn serve(
     let anywhere = candidates.iter().any(Candidate::answers);
     let mut direct = false;
     if spec.external_traffic_policy.as_deref() == Some("Local") {
-        if !candidates.iter().any(|candidate| candidate.local && candidate.state == State::Ready) {
+        // Where none is ready, one that ends and still answers is the best that there is.
+        let best = candidates.iter().map(|candidate| candidate.state).max();
+        let is_best = |candidate: &Candidate<'_>| candidate.answers() && Some(candidate.state) == best;
+        if !candidates.iter().any(|candidate| candidate.local && is_best(candidate)) {
             let message = format!(
                 "service {reference} has externalTrafficPolicy Local and no ready endpoint on node {}",
                 node.name
@@ -382,6 +385,10 @@ mod tests {
         // Its last pod ends: it hands the address over, and serves until that has happened.
         let waits = Some(Reason::NoLocalEndpoint);
         assert_eq!(of(&[(1, "node-1", "st"), (2, "node-2", "rs")]), (one.clone(), (1, 1), waits));
+        // It is the last one that answers at all.
+        assert_eq!(of(&[(1, "node-1", "st"), (2, "node-2", "t")]), (one.clone(), (1, 1), None));
+        assert_eq!(of(&[(1, "node-1", "st"), (2, "node-2", "st")]), (one.clone(), (1, 1), None));
+        assert_eq!(of(&[(1, "node-1", "t")]).2, waits);
         let other = "80/TCP 10.244.1.2:8080=1".to_owned();
         assert_eq!(of(&[(1, "node-1", ""), (2, "node-2", "rs")]), (other, (1, 2), waits));
     }
