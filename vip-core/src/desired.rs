@@ -141,6 +141,18 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// Keeps the ports of addresses shut that are still bound here although no Service asks for them any more: without that
+    /// they would be doors to the node until vrrp has let them go.
+    pub fn guard(&mut self, bound: &BTreeSet<IpAddr>) {
+        let bare: BTreeSet<IpAddr> =
+            self.vips.iter().filter(|vip| vip.bare).filter_map(|vip| vip.address).collect();
+        let open = |address: &&IpAddr| !bare.contains(address) && !self.tables.guarded.contains(address);
+        let open: Vec<IpAddr> = bound.iter().filter(open).copied().collect();
+        if !open.is_empty() {
+            Arc::make_mut(&mut self.tables).guarded.extend(open);
+        }
+    }
+
     /// The elections to enter, given whether this node's kernel can serve a virtual IP. A virtual router with one
     /// address that cannot be served here is left to others as a whole, for its addresses move together.
     pub fn elections(
@@ -373,6 +385,24 @@ mod tests {
         spec["persistenceSeconds"] = json!(60);
         objects.vips = vec![vip("10.87.2.50", spec)];
         assert_eq!(persistence(&objects), Some(60));
+    }
+
+    #[test]
+    fn an_address_stays_shut_for_as_long_as_it_is_bound() {
+        let (mut objects, node) = scene();
+        let bound = BTreeSet::from([IpAddr::from([10, 87, 2, 50])]);
+        let guarded = |objects: &Objects, bound: &BTreeSet<IpAddr>| {
+            let mut desired = plan(objects, &node);
+            desired.guard(bound);
+            desired.tables.guarded.clone()
+        };
+        assert_eq!(guarded(&objects, &bound), bound);
+        let vip = std::mem::take(&mut objects.vips);
+        assert_eq!(guarded(&objects, &bound), bound, "the object is gone");
+        assert_eq!(guarded(&objects, &BTreeSet::new()), BTreeSet::new());
+        // One that should be open is opened at once.
+        objects.vips = vec![self::vip(&vip[0].spec.address, json!({"services": []}))];
+        assert_eq!(guarded(&objects, &bound), BTreeSet::new());
     }
 
     #[test]

@@ -183,6 +183,7 @@ impl Agent {
         self.node.drained = view.drained;
         self.node.labels.clone_from(&view.labels);
         let mut desired = self.planner.plan(&view.objects, &self.node);
+        desired.guard(&self.bound);
         self.checker.turn(view, &self.lan, report, &mut desired);
         if self.generation == 0 || desired.tables != self.desired.tables {
             self.generation += 1;
