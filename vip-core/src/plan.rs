@@ -97,6 +97,13 @@ pub struct VirtualService {
     pub destinations: BTreeMap<SocketAddr, u32>,
 }
 
+impl VirtualService {
+    /// Whether a destination takes new connections.
+    pub fn is_served(&self) -> bool {
+        self.destinations.values().any(|weight| *weight > 0)
+    }
+}
+
 /// What the kernel holds, or should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
@@ -204,6 +211,35 @@ fn list(ranges: &BTreeSet<IpNet>) -> String {
 }
 
 impl Tables {
+    /// Adds what an earlier agent has left in the kernel, which may have heard more than these tables were made from: its
+    /// services, and destinations of those that are known here too.
+    pub fn adopt(&mut self, found: &Self) {
+        self.guarded.extend(&found.guarded);
+        for key in &found.ledger {
+            let Some(left) = found.services.get(key) else { continue };
+            let service = self.services.entry(*key).or_insert_with(|| VirtualService {
+                settings: left.settings.clone(),
+                ..VirtualService::default()
+            });
+            let served = service.is_served();
+            for (to, weight) in &left.destinations {
+                if *weight != NOT_MASQUERADED && !self.kept.contains(&(*key, *to)) {
+                    service.destinations.entry(*to).or_insert(*weight);
+                }
+            }
+            let is_new = self.ledger.insert(*key);
+            if is_new && let Some(near) = found.direct.get(key) {
+                self.direct.insert(*key, near.clone());
+            }
+            if is_new || served != service.is_served() {
+                match found.sources.get(key) {
+                    Some(clients) => self.sources.insert(*key, clients.clone()),
+                    None => self.sources.remove(key),
+                };
+            }
+        }
+    }
+
     /// What the kernel does with a change. A step that makes no sense (a destination of a service that is not there) does
     /// nothing, as a step that is done already.
     pub fn apply(&mut self, change: &Change) {
@@ -515,10 +551,7 @@ mod tests {
     }
 
     fn takes_connections(tables: &Tables, key: &ServiceKey) -> bool {
-        tables
-            .services
-            .get(key)
-            .is_some_and(|service| service.destinations.values().any(|weight| *weight > 0))
+        tables.services.get(key).is_some_and(VirtualService::is_served)
     }
 
     fn has_destinations(tables: &Tables, key: &ServiceKey) -> bool {
@@ -671,6 +704,38 @@ mod tests {
         assert_eq!(steps(&[(1, 1), (2, 0)]), []);
         assert_eq!(steps(&[(1, 1)]), []);
         assert_eq!(steps(&[(1, 1), (3, 1)]), [Change::DeleteDestination(key(0), pod(3))]);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_added_and_nothing_is_taken_away() {
+        let service = |pods: &[u8]| VirtualService {
+            settings: Settings::new(Scheduler::Wlc, None),
+            destinations: pods.iter().map(|n| (pod(*n), 1)).collect(),
+        };
+        let tables = |services: &[(u8, &[u8])]| Tables {
+            services: services.iter().map(|(n, pods)| (key(*n), service(pods))).collect(),
+            ledger: services.iter().map(|(n, _)| key(*n)).collect(),
+            guarded: services.iter().map(|(n, _)| key(*n).address).collect(),
+            ..Tables::default()
+        };
+        let mut found = tables(&[(0, &[1, 2]), (1, &[1, 3]), (4, &[1])]);
+        // Somebody else's.
+        found.services.insert(key(8), service(&[1]));
+        found.direct.insert(key(4), nets([]));
+        let mut known = tables(&[(0, &[1, 4]), (1, &[]), (5, &[1])]);
+        known.kept.insert((key(0), pod(2)));
+        known.sources.insert(key(1), nets([]));
+        let mut adopted = known.clone();
+        adopted.adopt(&found);
+        let mut expected = tables(&[(0, &[1, 4]), (1, &[1, 3]), (4, &[1]), (5, &[1])]);
+        expected.kept = known.kept;
+        expected.direct = found.direct.clone();
+        assert_eq!(adopted, expected);
+        let steps = plan(&adopted, &found).changes;
+        let lost = |change: &Change| {
+            matches!(change, Change::DeleteDestination(..) | Change::DeleteService(_) | Change::Close(_))
+        };
+        assert!(!steps.iter().any(lost), "{steps:?}");
     }
 
     #[test]

@@ -39,6 +39,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::api::{DataplaneStatus, Reason, VIPNodeStatus};
 use vip_core::desired::{Desired, Node, Planner, VipPlan};
+use vip_core::plan::Tables;
 use vip_core::vrrp::Lan;
 
 use self::checks::Checker;
@@ -98,6 +99,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         planner: Planner::default(),
         desired: Desired::default(),
         bound: BTreeSet::new(),
+        found: None,
         generation: 0,
         lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
         node: Node { name: args.node.clone(), ..Node::default() },
@@ -136,6 +138,8 @@ struct Agent {
     desired: Desired,
     /// The addresses that are bound here, as the programmer was told.
     bound: BTreeSet<IpAddr>,
+    /// What an earlier agent has left in the kernel, until the API server has told all that there is.
+    found: Option<Tables>,
     /// Counts the tables given to the programmer; 0: none yet.
     generation: u64,
     /// The other agents, and how to speak with them.
@@ -179,11 +183,22 @@ impl Agent {
                 self.bound = bound;
             }
         }
+        if self.generation == 0 && self.found.is_none() {
+            self.found = self.programmer.found();
+            if self.found.is_none() {
+                return self.health.turn(Some("the agent has not seen the kernel yet".to_owned()));
+            }
+        }
         self.lan.peers.clone_from(&view.peers);
         self.node.drained = view.drained;
         self.node.labels.clone_from(&view.labels);
         let mut desired = self.planner.plan(&view.objects, &self.node);
         desired.guard(&self.bound);
+        // What is remembered may be older than what is in the kernel: nothing is taken away for it.
+        match &self.found {
+            Some(found) if !self.synced => Arc::make_mut(&mut desired.tables).adopt(found),
+            _ => self.found = None,
+        }
         self.checker.turn(view, &self.lan, report, &mut desired);
         if self.generation == 0 || desired.tables != self.desired.tables {
             self.generation += 1;

@@ -67,6 +67,7 @@ enum Command {
 /// The handle of the thread.
 pub struct Programmer {
     commands: Sender<Command>,
+    found: Receiver<Tables>,
     newest: Arc<AtomicU64>,
     state: watch::Receiver<Programmed>,
     thread: std::thread::JoinHandle<()>,
@@ -79,12 +80,23 @@ impl Programmer {
     /// When the system refuses a thread.
     pub fn start(dataplane: impl Dataplane + 'static) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
+        let (tell, found) = channel();
         let (publish, state) = watch::channel(Programmed::default());
-        let worker = Worker::new(dataplane, publish);
+        let mut worker = Worker::new(dataplane, publish);
         let newest = Arc::clone(&worker.newest);
-        let thread =
-            std::thread::Builder::new().name("programmer".into()).spawn(move || worker.run(&inbox))?;
-        Ok(Self { commands, newest, state, thread })
+        let thread = std::thread::Builder::new().name("programmer".into()).spawn(move || {
+            // Nobody may want to know.
+            let _ = tell.send(worker.begin());
+            worker.publish.send_modify(|_| ());
+            worker.run(&inbox);
+        })?;
+        Ok(Self { commands, found, newest, state, thread })
+    }
+
+    /// What the kernel held when the thread started, once; the receiver of [`Programmer::state`] wakes when it is there.
+    /// Nothing of what could not be read.
+    pub fn found(&self) -> Option<Tables> {
+        self.found.try_recv().ok()
     }
 
     /// States what the kernel should hold from now on.
@@ -169,6 +181,12 @@ impl<D: Dataplane> Worker<D> {
         }
     }
 
+    /// The first look at the kernel.
+    fn begin(&mut self) -> Tables {
+        self.mirror = self.dataplane.observe().ok();
+        self.mirror.clone().unwrap_or_default()
+    }
+
     /// Begins an audit; whether there is something to try again.
     fn begin_audit(&mut self) -> bool {
         self.audit.begin();
@@ -179,7 +197,8 @@ impl<D: Dataplane> Worker<D> {
 
     /// Takes the next piece of the audit; whether the kernel is not as it was known.
     fn look(&mut self) -> bool {
-        let Some(mirror) = &self.mirror else { return false };
+        // What is to come first is not there before anything is desired.
+        let (Some(mirror), Some(_)) = (&self.mirror, &self.desired) else { return false };
         match self.audit.look(&mut self.dataplane, mirror) {
             Ok(Seen::Known) => false,
             Ok(Seen::Firewalls(found)) => {
@@ -200,7 +219,7 @@ impl<D: Dataplane> Worker<D> {
     fn run(mut self, inbox: &Receiver<Command>) {
         let mut again: Option<Instant> = None;
         loop {
-            let audits = self.mirror.is_some() && self.audit.is_under_way();
+            let audits = self.desired.is_some() && self.mirror.is_some() && self.audit.is_under_way();
             let pause = if audits { Duration::ZERO } else { SENTINEL };
             let first = match inbox.recv_timeout(pause) {
                 Ok(command) => Some(command),
@@ -246,15 +265,13 @@ impl<D: Dataplane> Worker<D> {
     }
 
     /// Whether one of our entries is missing: then nothing is known of the kernel any more. Any error counts, the full look
-    /// that follows will say more. Asked of what was there last, of each in its turn, also while something else waits to be
-    /// tried again.
+    /// that follows will say more. Each is asked for in its turn.
     fn is_lost(&mut self) -> bool {
         self.watched = Instant::now();
-        let key = {
-            let present = Arc::clone(&self.publish.borrow().present);
-            let behind = |key| present.range((Bound::Excluded(key), Bound::Unbounded)).next();
-            self.asked.and_then(behind).or(present.first()).copied()
-        };
+        let Some(mirror) = &self.mirror else { return false };
+        let behind = (self.asked.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let mut ours = mirror.ledger.range(behind).chain(&mirror.ledger);
+        let key = ours.find(|key| mirror.services.contains_key(key)).copied();
         self.asked = key;
         let lost = key.is_some_and(|key| !matches!(self.dataplane.sentinel(&key), Ok(true)));
         if lost {
@@ -268,7 +285,7 @@ impl<D: Dataplane> Worker<D> {
     /// so that a repair in between does not look like a loss.
     fn attempt(&mut self) -> bool {
         // A flush may be younger than the last look for one.
-        let _ = self.mirror.is_some() && self.is_lost();
+        self.is_lost();
         loop {
             let known = self.lacking.len();
             let unread = self.mirror.is_some();

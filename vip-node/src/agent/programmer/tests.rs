@@ -32,7 +32,7 @@ fn wait(programmer: &Programmer, what: impl Fn(&Programmed) -> bool) -> Programm
     }
 }
 
-fn until(what: impl Fn() -> bool) {
+fn until(mut what: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !what() {
         assert!(Instant::now() < deadline, "not in time");
@@ -78,6 +78,18 @@ fn a_successor_finds_everything_and_sends_nothing() {
     programmer.desire(1, Arc::new(tables(3)));
     wait(&programmer, |s| s.serves(&[key(80)]));
     assert_eq!(kernel.applied(), []);
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_told_once() {
+    let kernel = Recorder::new(tables(3));
+    let programmer = Programmer::start(kernel).unwrap();
+    let mut found = None;
+    until(|| {
+        found = programmer.found();
+        found.is_some()
+    });
+    assert_eq!((found, programmer.found()), (Some(tables(3)), None));
 }
 
 #[test]
