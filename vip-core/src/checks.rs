@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::api::Reason;
 use crate::desired::{Desired, Trouble, VipPlan};
-use crate::plan::Protocol;
+use crate::plan::{Protocol, Tables};
 
 /// Most probes that are under way at once.
 pub const AT_ONCE: usize = 64;
@@ -37,7 +37,7 @@ pub struct Settings {
 pub enum Verdict {
     /// Its probes fail.
     Failing,
-    /// Its node fell silent, and no probe has told yet.
+    /// Its node fell silent, or an earlier process found it failing, and no probe has told yet.
     Suspected,
     /// Nothing speaks against it.
     Healthy,
@@ -91,6 +91,8 @@ pub struct Checks {
     running: usize,
     /// The endpoints of silent nodes that were not heard of since, by the name of the node.
     suspects: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Those that an earlier process has found failing, until they are checked here.
+    recalled: BTreeSet<SocketAddr>,
     /// Nothing is started before this time.
     resume: Duration,
     last_ticket: u64,
@@ -105,6 +107,7 @@ impl Checks {
             queue: BTreeSet::new(),
             running: 0,
             suspects: BTreeMap::new(),
+            recalled: BTreeSet::new(),
             resume: Duration::ZERO,
             last_ticket: 0,
             random: seed,
@@ -126,7 +129,7 @@ impl Checks {
                 continue;
             }
             let first = self.between(now, settings.interval);
-            let suspected = self.is_suspected(to.ip());
+            let suspected = self.recalled.remove(to) || self.is_suspected(to.ip());
             match (known, self.targets.get_mut(to)) {
                 (Some((_, phase)), Some(target)) => {
                     target.settings = *settings;
@@ -137,6 +140,18 @@ impl Checks {
                 _ if suspected => self.add(*to, *settings, Verdict::Suspected, Duration::ZERO),
                 _ => self.add(*to, *settings, Verdict::Healthy, first),
             }
+        }
+    }
+
+    /// Suspects what an earlier process has taken new connections from: what the kernel holds at weight 0 although Kubernetes
+    /// calls it ready.
+    pub fn recall(&mut self, found: &Tables, desired: &Tables) {
+        for (key, service) in found.services.iter().filter(|(key, _)| key.protocol == Protocol::Tcp) {
+            let Some(wanted) = desired.services.get(key) else { continue };
+            let shunned = service.destinations.iter().filter(|(to, weight)| {
+                **weight == 0 && wanted.destinations.get(to).is_some_and(|now| *now > 0)
+            });
+            self.recalled.extend(shunned.map(|(to, _)| *to));
         }
     }
 

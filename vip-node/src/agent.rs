@@ -195,9 +195,11 @@ impl Agent {
         let mut desired = self.planner.plan(&view.objects, &self.node);
         desired.guard(&self.bound);
         // What is remembered may be older than what is in the kernel: nothing is taken away for it.
-        match &self.found {
-            Some(found) if !self.synced => Arc::make_mut(&mut desired.tables).adopt(found),
-            _ => self.found = None,
+        if let Some(found) = self.found.as_ref().filter(|_| !self.synced) {
+            Arc::make_mut(&mut desired.tables).adopt(found);
+        }
+        if let Some(found) = self.found.as_ref().filter(|_| self.generation == 0) {
+            self.checker.recall(found, &desired);
         }
         self.checker.turn(view, &self.lan, report, &mut desired);
         if self.generation == 0 || desired.tables != self.desired.tables {
@@ -205,6 +207,9 @@ impl Agent {
             self.programmer.desire(self.generation, Arc::clone(&desired.tables));
         }
         self.desired = desired;
+        if self.synced && self.generation > 0 {
+            self.found = None;
+        }
         if news {
             self.unremembered.get_or_insert_with(Instant::now);
         }

@@ -216,6 +216,25 @@ fn the_endpoints_of_a_silent_node_wait_for_one_answer() {
 }
 
 #[test]
+fn what_failed_before_a_restart_is_probed_before_it_serves_again() {
+    let mut before = Scene::new(4);
+    before.dead.extend([1, 2]);
+    before.pass(SECOND * 20);
+    let mut left = before.desired.clone();
+    before.checks.apply(&mut left, &owned());
+    let mut scene = Scene { checks: Checks::new(8), dead: BTreeSet::from([2]), ..before };
+    // Another pod has ended meanwhile.
+    scene.desired = desired(3);
+    scene.checks.recall(&left.tables, &scene.desired.tables);
+    scene.want();
+    scene.probed.clear();
+    assert_eq!(scene.serving(), (vec![3], vec![3], 1, vec![]));
+    scene.pass(Duration::ZERO);
+    assert_eq!(scene.probed, [(scene.now, pod(1)), (scene.now, pod(2))], "before all others");
+    assert_eq!(scene.serving(), (vec![1, 3], vec![1, 3], 2, vec![]));
+}
+
+#[test]
 fn suspects_serve_where_nothing_better_does() {
     let mut scene = Scene::new(2);
     scene.dead.insert(1);

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::checks::{Checks, Outcome, Probe, Verdict};
 use vip_core::desired::Desired;
+use vip_core::plan::Tables;
 use vip_core::vrrp::Lan;
 
 use super::view::View;
@@ -64,6 +65,11 @@ impl Checker {
                 else => std::future::pending().await,
             }
         }
+    }
+
+    /// Suspects what an earlier process has found failing, by what it has left in the kernel.
+    pub fn recall(&mut self, found: &Tables, desired: &Desired) {
+        self.checks.recall(found, &desired.tables);
     }
 
     /// Brings the checks in line with what this node owns, and what they found into what it desires.
