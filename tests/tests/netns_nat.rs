@@ -38,6 +38,31 @@ fn program(nat: &mut Nat) {
     assert_eq!(apply(nat, &changes.collect::<Vec<_>>()), vec![]);
 }
 
+#[test]
+fn the_ledger_outlives_a_table_that_is_deleted_while_no_agent_runs() {
+    isolated(|| {
+        let folder = std::env::temp_dir().join(format!("vip-ledger-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let nat = || {
+            let mut nat = Nat::new();
+            nat.remember_in(&folder);
+            nat
+        };
+        program(&mut nat());
+        nft("delete table inet kubectl-vip");
+        let ledger = programmed().ledger;
+        assert_eq!(nat().observe().unwrap().ledger, ledger);
+        assert_eq!(Nat::new().observe().unwrap().ledger, ledger, "it is in the kernel again");
+        // Where there is a table, it alone counts.
+        let closed = key(Protocol::Tcp, 80);
+        apply(&mut Nat::new(), &[Change::Close(closed)]);
+        assert!(!nat().observe().unwrap().ledger.contains(&closed));
+        nat().remove().unwrap();
+        assert_eq!(nat().observe().unwrap(), Tables::default());
+        std::fs::remove_dir(&folder).unwrap();
+    });
+}
+
 /// What the table says after that.
 fn programmed() -> Tables {
     let keys = [key, key6].into_iter().flat_map(|key| [key(Protocol::Tcp, 80), key(Protocol::Udp, 53)]);

@@ -68,6 +68,18 @@ impl std::fmt::Display for ServiceKey {
     }
 }
 
+/// As [`ServiceKey`] is displayed.
+impl std::str::FromStr for ServiceKey {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (protocol, at) = text.split_once(' ').ok_or(())?;
+        let protocol = Protocol::ALL.into_iter().find(|one| one.to_string() == protocol).ok_or(())?;
+        let at: SocketAddr = at.parse().map_err(drop)?;
+        Ok(Self { address: at.ip(), protocol, port: at.port() })
+    }
+}
+
 /// The weight under which a destination shows that is not forwarded by masquerading: somebody changed ours. The
 /// kernel's own weights are at most `i32::MAX`, so it differs from whatever is desired and is put right or removed.
 pub const NOT_MASQUERADED: u32 = u32::MAX;

@@ -5,6 +5,7 @@
 
 mod firewall;
 mod ipvs;
+mod kept;
 mod kernel;
 mod nat;
 mod netlink;

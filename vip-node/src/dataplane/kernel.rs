@@ -25,11 +25,12 @@ impl Kernel {
         Self { ipvs: Ipvs::new(&sysctls), nat: Nat::new(), sysctls: Sysctls::new(sysctls) }
     }
 
-    /// Keeps the values of sysctls that are changed in a folder of the node, to put them back with
-    /// [`Dataplane::remove_everything`], which may be called by another process. Without it they stay.
+    /// Keeps in a folder of the node what another process may need: the values of sysctls that are changed, to put them back
+    /// with [`Dataplane::remove_everything`] (without it they stay), and the ledger.
     #[must_use]
     pub fn remembering_in(mut self, folder: &Path) -> Self {
         self.sysctls.remember_in(folder);
+        self.nat.remember_in(folder);
         self
     }
 

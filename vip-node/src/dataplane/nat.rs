@@ -32,15 +32,21 @@ mod rules;
 mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
+use tracing::warn;
 use vip_core::plan::{Change, ServiceKey, Tables};
 
 use self::sets::{Element, Limit};
+use super::kept::Kept;
 use super::netlink::{Request, Socket, Trouble};
 use super::{DataplaneError, blocks};
+
+/// The file with the ledger, a service in each line.
+const FILE: &str = "ledger.state";
 
 /// Elements in one transaction: 100 to 200 bytes each, well below what a socket without privileges may send at once. A step
 /// with more has one of its own.
@@ -87,12 +93,24 @@ pub struct Nat {
     /// Given up when something went wrong: an answer may still be on its way.
     socket: Option<Socket>,
     known: BTreeSet<Element>,
+    /// The table was looked at.
+    is_seen: bool,
+    /// Where the ledger is kept as well; `None`: nowhere.
+    file: Option<Kept>,
+    /// Whether the file says something else than the table.
+    is_stale: bool,
 }
 
 impl Nat {
     /// Does nothing yet. The table is that of the network namespace of the thread that makes the first call.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Keeps the ledger in a folder of the node as well: should somebody delete the table while no agent runs, our services
+    /// are known all the same.
+    pub fn remember_in(&mut self, folder: &Path) {
+        self.file = Some(Kept::new(folder, FILE));
     }
 
     /// All that the table says: everything but the services themselves. What somebody deleted of it since this process knows
@@ -102,6 +120,7 @@ impl Nat {
     /// When nftables is not there, not permitted, or does not answer.
     pub fn observe(&mut self) -> Result<Tables, DataplaneError> {
         let result = self.try_observe();
+        self.keep();
         self.checked(result)
     }
 
@@ -112,6 +131,7 @@ impl Nat {
     /// A conversation that broke down: nobody knows how far it came.
     pub fn apply(&mut self, changes: &[&Change]) -> Result<Vec<(usize, DataplaneError)>, DataplaneError> {
         let result = self.try_apply(changes);
+        self.keep();
         self.checked(result)
     }
 
@@ -136,11 +156,30 @@ impl Nat {
         let result = match self.run(&[codec::delete_table()]) {
             Ok(()) | Err(Trouble::Errno(Errno::ENOENT)) => {
                 self.known.clear();
-                Ok(())
+                let removed = self.file.as_ref().map_or(Ok(()), Kept::remove);
+                removed.map_err(|error| DataplaneError::Broken("the ledger", error.to_string()))
             }
             Err(trouble) => Err(unavailable(&trouble)),
         };
         self.checked(result)
+    }
+
+    /// Writes the ledger down if it has changed.
+    fn keep(&mut self) {
+        let Some(file) = self.file.as_ref().filter(|_| self.is_stale) else { return };
+        let ledger = self.known.iter().filter_map(|element| match element {
+            Element::Port(key) => Some(key.to_string()),
+            _ => None,
+        });
+        if let Err(error) = file.write(ledger) {
+            let file = file.path().display();
+            warn!(
+                "the ledger cannot be kept in {file} ({error}): if somebody deletes the nftables table while no agent runs, \
+                 its services have to be removed by hand"
+            );
+            self.file = None;
+        }
+        self.is_stale = false;
     }
 
     fn socket(&mut self) -> Result<&mut Socket, DataplaneError> {
@@ -163,8 +202,14 @@ impl Nat {
     }
 
     fn try_observe(&mut self) -> Result<Tables, DataplaneError> {
+        if !self.is_seen && !self.is_there()? {
+            let lines = self.file.as_ref().map(Kept::lines).unwrap_or_default();
+            self.known.extend(lines.iter().filter_map(|line| line.parse().ok()).map(Element::Port));
+        }
         let found = self.elements()?;
         self.known.extend(found.iter().copied());
+        self.is_stale |= !self.is_seen && !self.known.is_empty();
+        self.is_seen = true;
         if self.known.is_empty() {
             return Ok(sets::sort(&found));
         }
@@ -249,12 +294,14 @@ impl Nat {
                     failed.add(part.index, part.step, errno_of(part.step, errno));
                 } else {
                     self.known.remove(&part.element);
+                    self.is_stale = true;
                     gone.insert(part.element);
                 }
             }
             parts.retain(|part| part.add || !gone.contains(&part.element));
         }
         for Part { element, add, .. } in parts {
+            self.is_stale |= matches!(element, Element::Port(_));
             match add {
                 true => self.known.insert(element),
                 false => self.known.remove(&element),

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::DataplaneError;
+use super::kept::Kept;
 
 /// A name below `net`, with `.` between its parts, and the value that it should have.
 ///
@@ -33,9 +34,7 @@ const FORWARDING: &str = "net.ipv4.ip_forward";
 /// which has its default route from them would lose it. On nodes of a cluster with IPv6 the network plugin needs it too.
 const FORWARDING6: (&str, &str) = ("net.ipv6.conf.all.forwarding", "1");
 
-/// Changes with every start of the node, as the values of sysctls do.
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
-/// The file with the former values: the boot in which they were read, then a line with name and value for each.
+/// The file with the former values, a line with name and value for each.
 const FILE: &str = "sysctls.state";
 
 /// The sysctls of the node.
@@ -44,7 +43,7 @@ pub(super) struct Sysctls {
     /// Shows `/proc/sys/net`.
     directory: PathBuf,
     /// Where former values are kept; `None`: nowhere, and nothing is put back.
-    file: Option<PathBuf>,
+    file: Option<Kept>,
 }
 
 impl Sysctls {
@@ -54,7 +53,7 @@ impl Sysctls {
 
     /// Keeps former values in a folder of the node.
     pub(super) fn remember_in(&mut self, folder: &Path) {
-        self.file = Some(folder.join(FILE));
+        self.file = Some(Kept::new(folder, FILE));
     }
 
     /// Sets what is not as it should be. `vs` is there only once IPVS is.
@@ -97,12 +96,9 @@ impl Sysctls {
                 value: former,
             })?;
         }
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(DataplaneError::Broken("sysctls", format!("can't remove {}: {error}", file.display())))
-            }
-            _ => Ok(()),
-        }
+        file.remove().map_err(|error| {
+            DataplaneError::Broken("sysctls", format!("can't remove {}: {error}", file.path().display()))
+        })
     }
 
     /// Whether this node could serve virtual IPs of IPv6.
@@ -129,32 +125,19 @@ impl Sysctls {
             return Ok(());
         }
         former.insert(name.to_owned(), value.to_owned());
-        let lines = former.iter().map(|(name, value)| format!("{name} {value}\n"));
-        let text = boot()? + "\n" + &lines.collect::<String>();
-        // As a whole or not at all.
-        let fresh = file.with_extension("new");
-        fs::write(&fresh, text)?;
-        fs::rename(fresh, file)
+        file.write(former.iter().map(|(name, value)| format!("{name} {value}")))
     }
 
     /// The values before ours, of this boot.
     fn former(&self) -> BTreeMap<String, String> {
-        let text = self.file.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-        let mut lines = text.lines();
-        if !boot().is_ok_and(|boot| lines.next() == Some(&boot)) {
-            return BTreeMap::new();
-        }
-        let pairs = lines.filter_map(|line| line.split_once(' '));
+        let lines = self.file.as_ref().map(Kept::lines).unwrap_or_default();
+        let pairs = lines.iter().filter_map(|line| line.split_once(' '));
         pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name.trim_start_matches("net.").replace('.', "/"))
     }
-}
-
-fn boot() -> io::Result<String> {
-    fs::read_to_string(BOOT).map(|id| id.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -213,7 +196,7 @@ mod tests {
         sysctls.put_back().unwrap();
         assert_eq!([CONNTRACK, NODEST].map(|name| sysctls.read(name)), ["2", "0"]);
         sysctls.set().unwrap();
-        let file = sysctls.file.clone().unwrap();
+        let file = sysctls.file.clone().unwrap().path().to_owned();
         let text = fs::read_to_string(&file).unwrap();
         assert_eq!(
             text.lines().skip(1).collect::<Vec<_>>(),
@@ -223,7 +206,7 @@ mod tests {
                 "net.ipv4.vs.expire_quiescent_template 0"
             ]
         );
-        fs::write(&file, text.replacen(&boot().unwrap(), "another", 1)).unwrap();
+        fs::write(&file, format!("another{text}")).unwrap();
         sysctls.put_back().unwrap();
         assert_eq!(sysctls.read(NODEST), "1");
         assert!(!file.exists());
@@ -237,7 +220,7 @@ mod tests {
         let before = written();
         sysctls.set().unwrap();
         assert_eq!(written(), before);
-        assert!(!sysctls.file.as_ref().unwrap().exists());
+        assert!(!sysctls.file.as_ref().unwrap().path().exists());
         sysctls.gone();
     }
 
