@@ -252,6 +252,20 @@ impl Tables {
         }
     }
 
+    /// Puts what was found of some services in the place of what was known of them.
+    pub fn replace(&mut self, keys: &BTreeSet<ServiceKey>, found: Self) {
+        for key in keys {
+            self.services.remove(key);
+            self.ledger.remove(key);
+            self.direct.remove(key);
+            self.sources.remove(key);
+        }
+        self.services.extend(found.services);
+        self.ledger.extend(found.ledger);
+        self.direct.extend(found.direct);
+        self.sources.extend(found.sources);
+    }
+
     /// What the kernel does with a change. A step that makes no sense (a destination of a service that is not there) does
     /// nothing, as a step that is done already.
     pub fn apply(&mut self, change: &Change) {

@@ -36,12 +36,18 @@ pub trait Dataplane: Send {
     /// its errors say what the node lacks. After an error the next call starts afresh.
     fn observe(&mut self) -> Result<Tables, DataplaneError> {
         let mut tables = self.outline()?;
-        for (key, destinations) in self.destinations(&ours(&tables))? {
+        self.fill(&mut tables)?;
+        Ok(tables)
+    }
+
+    /// Reads the destinations of those services in a table that are ours.
+    fn fill(&mut self, tables: &mut Tables) -> Result<(), DataplaneError> {
+        for (key, destinations) in self.destinations(&ours(tables))? {
             if let Some(service) = tables.services.get_mut(&key) {
                 service.destinations = destinations;
             }
         }
-        Ok(tables)
+        Ok(())
     }
 
     /// The same without destinations, which take by far the longest to read.
@@ -52,6 +58,9 @@ pub trait Dataplane: Send {
         &mut self,
         keys: &[ServiceKey],
     ) -> Result<Vec<(ServiceKey, Destinations)>, DataplaneError>;
+
+    /// Everything about these services; what concerns an address is left out.
+    fn services(&mut self, keys: &BTreeSet<ServiceKey>) -> Result<Tables, DataplaneError>;
 
     /// Takes the steps in their order and returns those that failed, by their index. Steps that depend on a failed one are
     /// not tried and returned too ([`DataplaneError::Skipped`]). A step that is done already is no failure.

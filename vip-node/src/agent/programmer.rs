@@ -145,6 +145,8 @@ struct Worker<D> {
     owned: BTreeSet<IpAddr>,
     /// The kernel as we left it; `None` when it has to be read.
     mirror: Option<Tables>,
+    /// Services that were refused something, as they are by the mirror.
+    doubtful: BTreeSet<ServiceKey>,
     /// Compares everything with the mirror, for what the sentinel cannot see.
     audit: Audit,
     /// When the sentinel looked last, and for which service.
@@ -170,6 +172,7 @@ impl<D: Dataplane> Worker<D> {
             newest: Arc::new(AtomicU64::new(0)),
             owned: BTreeSet::new(),
             mirror: None,
+            doubtful: BTreeSet::new(),
             audit: Audit::new(),
             watched: Instant::now(),
             asked: None,
@@ -190,7 +193,7 @@ impl<D: Dataplane> Worker<D> {
     /// Begins an audit; whether there is something to try again.
     fn begin_audit(&mut self) -> bool {
         self.audit.begin();
-        let again = self.mirror.is_none() || !self.lacking.is_empty();
+        let again = self.mirror.is_none() || !self.lacking.is_empty() || !self.doubtful.is_empty();
         self.lacking.clear();
         again
     }
@@ -307,6 +310,7 @@ impl<D: Dataplane> Worker<D> {
     fn approach(&mut self) -> Outcome {
         let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
         let known = self.mirror.take();
+        let whole = known.is_none();
         let (desired, substituted) = substitute(desired, &self.lacking);
         let mut state = Programmed {
             generation: Some(*generation),
@@ -368,12 +372,24 @@ impl<D: Dataplane> Worker<D> {
         state.present = Arc::new(present.copied().collect());
         state.conflicts = Arc::new(conflicts);
         state.refused = Arc::new(refused);
-        // After a refusal the mirror may be wrong in more than that one entry.
-        self.mirror = failed.is_empty().then_some(mirror);
+        // What was refused before, and read since, says nothing new about the rest.
+        let news = !whole && state.refused.keys().any(|key| !self.doubtful.contains(key));
+        self.doubtful = state.refused.keys().copied().collect();
+        self.mirror =
+            (state.trouble.is_none() && !news).then_some(mirror).and_then(|mirror| self.reread(mirror));
         match taken == plan.changes.len() {
             true => Outcome::Reached(state),
             false => Outcome::Overtaken,
         }
+    }
+
+    /// What a refused step has left of its service is not what was known of it.
+    fn reread(&mut self, mut mirror: Tables) -> Option<Tables> {
+        if !self.doubtful.is_empty() {
+            let found = self.dataplane.services(&self.doubtful).ok()?;
+            mirror.replace(&self.doubtful, found);
+        }
+        Some(mirror)
     }
 
     fn conclude(&mut self, state: Programmed) -> bool {

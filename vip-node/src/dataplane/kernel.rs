@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use vip_core::plan::{Change, ServiceKey, Tables};
+use vip_core::plan::{Change, ServiceKey, Tables, VirtualService};
 
 use super::ipvs::Ipvs;
 use super::nat::Nat;
@@ -32,6 +32,19 @@ impl Kernel {
         self.sysctls.remember_in(folder);
         self.nat.remember_in(folder);
         self
+    }
+
+    /// Marks what is there and can't serve.
+    fn judged(&self, mut tables: Tables) -> Tables {
+        if self.sysctls.check_ipv6().is_err() {
+            let Tables { services, ledger, .. } = &mut tables;
+            for (_, service) in
+                services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && ledger.contains(key))
+            {
+                UNFIT.clone_into(&mut service.settings.scheduler);
+            }
+        }
+        tables
     }
 
     /// Takes steps of one kind. Each that fails is returned by its place in `changes`.
@@ -83,15 +96,19 @@ impl Dataplane for Kernel {
         self.ipvs.find()?;
         self.sysctls.set()?;
         let tables = self.nat.observe()?;
-        let mut services = self.ipvs.services()?;
-        if self.sysctls.check_ipv6().is_err() {
-            for (_, service) in
-                services.iter_mut().filter(|(key, _)| key.address.is_ipv6() && tables.ledger.contains(key))
-            {
-                UNFIT.clone_into(&mut service.settings.scheduler);
+        let services = self.ipvs.services()?;
+        Ok(self.judged(Tables { services, ..tables }))
+    }
+
+    fn services(&mut self, keys: &BTreeSet<ServiceKey>) -> Result<Tables, DataplaneError> {
+        let mut tables = self.nat.known(keys);
+        for key in keys {
+            if let Some(settings) = self.ipvs.service(key)? {
+                tables.services.insert(*key, VirtualService { settings, ..VirtualService::default() });
             }
         }
-        Ok(Tables { services, ..tables })
+        self.fill(&mut tables)?;
+        Ok(self.judged(tables))
     }
 
     fn destinations(

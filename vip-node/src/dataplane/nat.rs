@@ -124,6 +124,12 @@ impl Nat {
         self.checked(result)
     }
 
+    /// What is known of these services, without a look.
+    pub fn known(&self, keys: &BTreeSet<ServiceKey>) -> Tables {
+        let of = |element: &&Element| element.service().is_some_and(|key| keys.contains(key));
+        sets::sort(&self.known.iter().filter(of).copied().collect())
+    }
+
     /// Takes the steps that concern the table, in transactions; returns those that failed, by index. Makes the table first
     /// if need be.
     ///

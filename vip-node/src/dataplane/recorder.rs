@@ -18,6 +18,7 @@ struct State {
     refused: BTreeSet<ServiceKey>,
     lacking: Option<String>,
     broken: Option<DataplaneError>,
+    looks: usize,
 }
 
 impl Recorder {
@@ -41,6 +42,11 @@ impl Recorder {
     /// Empties the list of steps taken and returns it.
     pub fn forget(&self) -> Vec<Change> {
         std::mem::take(&mut self.state().applied)
+    }
+
+    /// How often it was looked at as a whole.
+    pub fn looks(&self) -> usize {
+        self.state().looks
     }
 
     /// Changes the tables behind the agent's back, as other programs do.
@@ -118,8 +124,9 @@ impl State {
 
 impl Dataplane for Recorder {
     fn outline(&mut self) -> Result<Tables, DataplaneError> {
-        let state = self.state();
+        let mut state = self.state();
         state.working()?;
+        state.looks += 1;
         let mut tables = state.tables.clone();
         tables.services.values_mut().for_each(|service| service.destinations.clear());
         Ok(tables)
@@ -136,6 +143,17 @@ impl Dataplane for Recorder {
             (*key, service.map(|service| service.destinations.clone()).unwrap_or_default())
         };
         Ok(keys.iter().map(its).collect())
+    }
+
+    fn services(&mut self, keys: &BTreeSet<ServiceKey>) -> Result<Tables, DataplaneError> {
+        let state = self.state();
+        state.working()?;
+        let mut tables = Tables { guarded: BTreeSet::new(), ..state.tables.clone() };
+        tables.services.retain(|key, _| keys.contains(key));
+        tables.ledger.retain(|key| keys.contains(key));
+        tables.direct.retain(|key, _| keys.contains(key));
+        tables.sources.retain(|key, _| keys.contains(key));
+        Ok(tables)
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {

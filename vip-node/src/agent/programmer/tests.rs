@@ -216,6 +216,27 @@ fn one_refused_service_does_not_keep_the_others_out() {
 }
 
 #[test]
+fn beside_one_that_is_refused_a_change_is_no_look_at_everything() {
+    let kernel = Recorder::default();
+    kernel.refuse(key(1001), true);
+    let mut worker = worker(&kernel, many(3));
+    assert!(!worker.attempt());
+    let (looks, other) = (kernel.looks(), ([10, 245, 0, 1], 80).into());
+    kernel.forget();
+    let mut wanted = many(3);
+    for weight in 1..=3 {
+        wanted.services.get_mut(&key(1000)).unwrap().destinations.insert(other, weight);
+        worker.desired = Some((1 + u64::from(weight), Arc::new(wanted.clone())));
+        assert!(!worker.attempt());
+        assert!(worker.publish.borrow().refused.contains_key(&key(1001)));
+    }
+    assert_eq!((kernel.forget().len(), kernel.looks()), (3, looks));
+    kernel.refuse(key(1001), false);
+    assert!(worker.attempt());
+    assert_eq!((kernel.tables(), kernel.looks()), (wanted, looks));
+}
+
+#[test]
 fn a_missing_scheduler_is_replaced_until_it_is_there() {
     let kernel = Recorder::default();
     kernel.lack(Some("mh"));

@@ -144,6 +144,14 @@ pub(super) enum Element {
 }
 
 impl Element {
+    /// The service that it says something of.
+    pub(super) fn service(&self) -> Option<&ServiceKey> {
+        match self {
+            Self::Vip(_) => None,
+            Self::Port(key) | Self::Limited(_, key) | Self::Range(_, key, _) => Some(key),
+        }
+    }
+
     /// The set that it belongs to.
     pub(super) fn set(&self) -> &'static Set {
         let address = match self {
