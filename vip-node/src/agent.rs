@@ -100,6 +100,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         desired: Desired::default(),
         bound: BTreeSet::new(),
         found: None,
+        serving: BTreeSet::new(),
         generation: 0,
         lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
         node: Node { name: args.node.clone(), ..Node::default() },
@@ -140,6 +141,8 @@ struct Agent {
     bound: BTreeSet<IpAddr>,
     /// What an earlier agent has left in the kernel, until the API server has told all that there is.
     found: Option<Tables>,
+    /// The virtual IPs that the kernel serves, by their names.
+    serving: BTreeSet<String>,
     /// Counts the tables given to the programmer; 0: none yet.
     generation: u64,
     /// The other agents, and how to speak with them.
@@ -217,10 +220,9 @@ impl Agent {
             self.unremembered = None;
             self.remember.send_replace(view.clone());
         }
-        // A verdict on older tables says nothing about these: until the new ones were tried, the last order stands.
-        let current = programmed.generation == Some(self.generation);
-        if current && !self.node.interfaces.is_empty() {
-            let can_serve = |vip: &VipPlan| programmed.serves(&vip.keys);
+        if programmed.generation.is_some() && !self.node.interfaces.is_empty() {
+            self.serving = programmed.serving(&self.desired.vips, &self.serving);
+            let can_serve = |vip: &VipPlan| self.serving.contains(&vip.name);
             let (peers, interval) = (&self.lan.peers, self.args.advert_interval);
             let routers = self.desired.elections(&self.node, peers, interval, can_serve);
             self.partner.order(Elect { lan: self.lan.clone(), routers });

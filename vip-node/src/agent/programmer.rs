@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 use vip_core::api::Scheduler;
-use vip_core::desired::Trouble;
+use vip_core::desired::{Trouble, VipPlan};
 use vip_core::plan::{Along, Change, ServiceKey, Tables, plan};
 
 use super::audit::{Audit, Seen};
@@ -26,6 +26,9 @@ const SENTINEL: Duration = Duration::from_millis(50);
 /// First and longest pause after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
+/// Work that takes longer is told of while it lasts: what waits for it is better served by other nodes.
+const LONG: Duration = Duration::from_secs(1);
+
 /// Steps between two looks at whether something newer is desired: some 20 ms, or a second where the kernel is slow because
 /// its table was flushed.
 const AT_ONCE: usize = 512;
@@ -33,12 +36,14 @@ const AT_ONCE: usize = 512;
 /// What the kernel holds of ours.
 #[derive(Clone, Debug, Default)]
 pub struct Programmed {
-    /// The last desired tables that were worked on; `None` until there was a first attempt.
+    /// The last desired tables that were worked on to the end; `None` until there was a first attempt.
     pub generation: Option<u64>,
     /// Virtual services that are in the kernel, ours and as desired.
     pub present: Arc<BTreeSet<ServiceKey>>,
     /// Virtual services of ours that another program holds.
     pub conflicts: Arc<BTreeSet<ServiceKey>>,
+    /// Virtual services that were present and have been gone for a while: putting everything back takes long.
+    pub missing: Arc<BTreeSet<ServiceKey>>,
     /// Virtual services that the kernel refused, and why.
     pub refused: Arc<BTreeMap<ServiceKey, Trouble>>,
     /// Virtual services that are served by the default scheduler because the kernel lacks theirs.
@@ -50,9 +55,37 @@ pub struct Programmed {
 }
 
 impl Programmed {
-    /// Whether all of these virtual services are served by this kernel.
-    pub fn serves(&self, keys: &[ServiceKey]) -> bool {
-        self.trouble.is_none() && keys.iter().all(|key| self.present.contains(key))
+    /// Whether all of these virtual services are served by this kernel; `None`: there are some that were not tried yet.
+    pub fn serves(&self, keys: &[ServiceKey]) -> Option<bool> {
+        let fails = |key: &ServiceKey| {
+            self.refused.contains_key(key) || self.conflicts.contains(key) || self.missing.contains(key)
+        };
+        if self.trouble.is_some() || keys.iter().any(fails) {
+            return Some(false);
+        }
+        keys.iter().all(|key| self.present.contains(key)).then_some(true)
+    }
+
+    /// The names of the virtual IPs that this kernel serves. Of one that was not tried yet the last word stands, so that
+    /// nothing has to wait until the kernel has come to it.
+    pub fn serving(&self, vips: &[VipPlan], last: &BTreeSet<String>) -> BTreeSet<String> {
+        let serves = |vip: &&VipPlan| self.serves(&vip.keys).unwrap_or_else(|| last.contains(&vip.name));
+        vips.iter().filter(serves).map(|vip| vip.name.clone()).collect()
+    }
+
+    /// What holds in the middle of long work with these steps left.
+    fn tell_of(&mut self, ledger: &BTreeSet<ServiceKey>, conflicts: &BTreeSet<ServiceKey>, rest: &[Change]) {
+        let left = rest.iter().filter_map(|change| match change {
+            Change::AddService(key, _) => Some(*key),
+            _ => None,
+        });
+        let left: BTreeSet<ServiceKey> = left.collect();
+        let was = |key: &&ServiceKey| self.present.contains(key) || self.missing.contains(key);
+        self.missing = Arc::new(left.iter().filter(was).copied().collect());
+        let is = |key: &&ServiceKey| {
+            !left.contains(key) && !conflicts.contains(key) && !self.refused.contains_key(key)
+        };
+        self.present = Arc::new(ledger.iter().filter(is).copied().collect());
     }
 }
 
@@ -152,6 +185,8 @@ struct Worker<D> {
     /// When the sentinel looked last, and for which service.
     watched: Instant,
     asked: Option<ServiceKey>,
+    /// When the work that has no end yet was begun, or told of last.
+    under_way: Option<Instant>,
     retry: Duration,
     /// The trouble that was logged last, to say each once.
     reported: Option<String>,
@@ -176,6 +211,7 @@ impl<D: Dataplane> Worker<D> {
             audit: Audit::new(),
             watched: Instant::now(),
             asked: None,
+            under_way: None,
             retry: RETRY.0,
             reported: None,
             failures: 0,
@@ -341,9 +377,17 @@ impl<D: Dataplane> Worker<D> {
         let mut refused = BTreeMap::new();
         let mut failed: BTreeMap<usize, Trouble> = BTreeMap::new();
         let mut taken = 0;
-        for (index, error) in take(&mut self.dataplane, &plan.changes, &mut taken, || {
+        let conflicts: BTreeSet<ServiceKey> = plan.conflicts.iter().copied().collect();
+        let mut since = *self.under_way.get_or_insert_with(Instant::now);
+        let failures = take(&mut self.dataplane, &plan.changes, &mut taken, |rest| {
+            if since.elapsed() >= LONG {
+                since = Instant::now();
+                self.publish.send_modify(|state| state.tell_of(&desired.ledger, &conflicts, rest));
+            }
             self.newest.load(Ordering::Acquire) > *generation
-        }) {
+        });
+        self.under_way = Some(since);
+        for (index, error) in failures {
             let trouble = Trouble::new(error.reason(), error.to_string());
             if let DataplaneError::SchedulerUnavailable { scheduler, .. } = error {
                 self.lacking.insert(scheduler, trouble.clone());
@@ -360,7 +404,6 @@ impl<D: Dataplane> Worker<D> {
                 (Some(trouble), None) => state.trouble = Some(trouble.clone()),
             }
         }
-        let conflicts: BTreeSet<ServiceKey> = plan.conflicts.into_iter().collect();
         let mut ledger = Along::new(mirror.ledger.iter().map(|key| (key, ())));
         let mut services = Along::new(&mirror.services);
         let present = desired.ledger.iter().filter(|key| {
@@ -393,6 +436,7 @@ impl<D: Dataplane> Worker<D> {
     }
 
     fn conclude(&mut self, state: Programmed) -> bool {
+        self.under_way = None;
         let words = state
             .trouble
             .as_ref()
@@ -411,18 +455,19 @@ impl<D: Dataplane> Worker<D> {
     }
 }
 
-/// Takes steps in portions until they are all taken or `stop` says so after one. `taken` counts those that were tried; the
-/// failed ones are returned by their index. A portion keeps from steps that depend on a failed one of an earlier portion.
+/// Takes steps in portions until they are all taken or `stop`, given those that are left, says so after one. `taken` counts
+/// those that were tried; the failed ones are returned by their index. A portion keeps from steps that depend on a failed one
+/// of an earlier portion.
 fn take(
     dataplane: &mut impl Dataplane,
     changes: &[Change],
     taken: &mut usize,
-    stop: impl Fn() -> bool,
+    mut stop: impl FnMut(&[Change]) -> bool,
 ) -> Vec<(usize, DataplaneError)> {
     let mut failures = Vec::new();
     let mut blocked: BTreeSet<ServiceKey> = BTreeSet::new();
     for (n, portion) in changes.chunks(AT_ONCE).enumerate() {
-        if n > 0 && stop() {
+        if n > 0 && stop(changes.get(*taken..).unwrap_or_default()) {
             break;
         }
         let is_vain = |change: &Change| change.key().is_some_and(|key| blocked.contains(key));

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::dataplane::Recorder;
-use vip_core::api::Reason;
+use vip_core::api::{Backends, Reason};
 use vip_core::plan::{Protocol, Settings, VirtualService};
 
 fn key(port: u16) -> ServiceKey {
@@ -61,7 +61,7 @@ fn one_endpoint_more_is_one_message_more() {
     let programmer = Programmer::start(kernel.clone()).unwrap();
     programmer.desire(1, Arc::new(tables(3)));
     let state = wait(&programmer, |s| s.generation == Some(1));
-    assert!(state.serves(&[key(80)]));
+    assert!(state.serves(&[key(80)]) == Some(true));
     wait(&programmer, |s| *s.firewalls == kernel.clone().firewalls().unwrap());
     kernel.forget();
     programmer.desire(2, Arc::new(tables(4)));
@@ -76,7 +76,7 @@ fn a_successor_finds_everything_and_sends_nothing() {
     let kernel = Recorder::new(tables(3));
     let programmer = Programmer::start(kernel.clone()).unwrap();
     programmer.desire(1, Arc::new(tables(3)));
-    wait(&programmer, |s| s.serves(&[key(80)]));
+    wait(&programmer, |s| s.serves(&[key(80)]) == Some(true));
     assert_eq!(kernel.applied(), []);
 }
 
@@ -97,13 +97,13 @@ fn what_others_flush_is_put_back_and_never_looks_lost() {
     let kernel = Recorder::default();
     let programmer = Programmer::start(kernel.clone()).unwrap();
     programmer.desire(1, Arc::new(tables(3)));
-    wait(&programmer, |s| s.serves(&[key(80)]));
+    wait(&programmer, |s| s.serves(&[key(80)]) == Some(true));
     // The rules of others are looked at once our entries are there.
     wait(&programmer, |s| !s.firewalls.is_empty());
     let mut states = programmer.state();
     kernel.meddle(|tables| tables.services.clear());
     until(|| kernel.tables() == tables(3));
-    assert!(states.borrow_and_update().serves(&[key(80)]));
+    assert!(states.borrow_and_update().serves(&[key(80)]) == Some(true));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_change_right_after_a_flush_is_no_refusal() {
     worker.desired = Some((2, Arc::new(tables(4))));
     assert!(worker.attempt());
     assert_eq!(kernel.tables(), tables(4));
-    assert!(worker.publish.borrow().serves(&[key(80)]));
+    assert!(worker.publish.borrow().serves(&[key(80)]) == Some(true));
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn an_entry_of_somebody_else_is_reported_and_left_alone() {
     let programmer = Programmer::start(kernel.clone()).unwrap();
     programmer.desire(1, Arc::new(tables(3)));
     let state = wait(&programmer, |s| s.generation == Some(1));
-    assert!(state.conflicts.contains(&key(80)) && !state.serves(&[key(80)]));
+    assert!(state.conflicts.contains(&key(80)) && state.serves(&[key(80)]) != Some(true));
     assert_eq!(kernel.tables().services, foreign.services);
 }
 
@@ -180,9 +180,9 @@ fn a_kernel_without_ipvs_is_a_trouble_until_it_has_it() {
     programmer.desire(1, Arc::new(tables(3)));
     let state = wait(&programmer, |s| s.generation == Some(1));
     assert_eq!(state.trouble.as_ref().map(|t| t.reason), Some(Reason::IPVSUnavailable));
-    assert!(!state.serves(&[]));
+    assert!(state.serves(&[]) != Some(true));
     kernel.fail(None);
-    wait(&programmer, |s| s.serves(&[key(80)]));
+    wait(&programmer, |s| s.serves(&[key(80)]) == Some(true));
 }
 
 #[test]
@@ -193,9 +193,9 @@ fn one_failed_look_is_not_a_trouble_yet() {
     worker.mirror = None;
     kernel.fail(Some(DataplaneError::IpvsUnavailable));
     assert!(!worker.attempt());
-    assert!(worker.publish.borrow().serves(&[key(80)]));
+    assert!(worker.publish.borrow().serves(&[key(80)]) == Some(true));
     assert!(!worker.attempt());
-    assert!(!worker.publish.borrow().serves(&[key(80)]));
+    assert!(worker.publish.borrow().serves(&[key(80)]) != Some(true));
 }
 
 #[test]
@@ -208,11 +208,11 @@ fn one_refused_service_does_not_keep_the_others_out() {
     let programmer = Programmer::start(kernel.clone()).unwrap();
     programmer.desire(1, Arc::new(wanted));
     let state = wait(&programmer, |s| s.generation == Some(1));
-    assert!(state.serves(&[key(80)]) && !state.serves(&[key(81)]));
+    assert!(state.serves(&[key(80)]) == Some(true) && state.serves(&[key(81)]) != Some(true));
     kernel.meddle(|tables| tables.services.clear());
     until(|| kernel.tables().services.contains_key(&key(80)));
     kernel.refuse(key(81), false);
-    wait(&programmer, |s| s.serves(&[key(81)]));
+    wait(&programmer, |s| s.serves(&[key(81)]) == Some(true));
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_missing_scheduler_is_replaced_until_it_is_there() {
     assert!(worker.attempt());
     assert_eq!(kernel.tables(), tables(2));
     let state = worker.publish.borrow().clone();
-    assert!(state.serves(&[key(80)]) && state.refused.is_empty());
+    assert!(state.serves(&[key(80)]) == Some(true) && state.refused.is_empty());
     let trouble = &state.substituted[&key(80)];
     assert_eq!(trouble.reason, Reason::SchedulerUnavailable);
     assert!(trouble.message.ends_with("; until then wlc is used"), "{}", trouble.message);
@@ -277,6 +277,66 @@ fn what_is_newer_is_taken_up_in_the_middle_of_a_refill() {
     assert!(worker.attempt());
     assert_eq!(kernel.tables(), tables(3));
     assert_eq!(worker.publish.borrow().generation, Some(2));
+}
+
+#[test]
+fn what_takes_long_to_put_back_is_given_up_until_it_is() {
+    let kernel = Recorder::default();
+    let mut worker = worker(&kernel, many(1000));
+    assert!(worker.attempt());
+    let serves = |worker: &Worker<Recorder>, port| worker.publish.borrow().serves(&[key(port)]);
+    kernel.meddle(|tables| tables.services.clear());
+    worker.newest.store(2, Ordering::Release);
+    assert!(worker.attempt());
+    assert_eq!([1000, 1999].map(|port| serves(&worker, port)), [Some(true); 2], "for a moment nobody minds");
+    worker.under_way = worker.under_way.and_then(|since| since.checked_sub(LONG));
+    worker.desired = Some((2, Arc::new(many(1001))));
+    worker.newest.store(3, Ordering::Release);
+    assert!(worker.attempt());
+    let told = [1000, 1999, 2000].map(|port| serves(&worker, port));
+    assert_eq!(told, [Some(true), Some(false), None], "put back, not yet, and never tried");
+    worker.newest.store(2, Ordering::Release);
+    assert!(worker.attempt());
+    assert_eq!([1000, 1999, 2000].map(|port| serves(&worker, port)), [Some(true); 3]);
+}
+
+#[test]
+fn of_what_was_not_tried_yet_the_last_word_stands() {
+    let vip = |name: &str, ports: &[u16]| VipPlan {
+        keys: ports.iter().map(|port| key(*port)).collect(),
+        ..plan_of(name)
+    };
+    let vips = [vip("old", &[80]), vip("grown", &[80, 81]), vip("new", &[82]), vip("refused", &[80, 83])];
+    let trouble = Trouble::new(Reason::KernelRefused, "as the test wants");
+    let state = Programmed {
+        present: Arc::new([key(80)].into()),
+        refused: Arc::new([(key(83), trouble.clone())].into()),
+        ..Programmed::default()
+    };
+    let last = ["grown", "refused", "deleted"].map(str::to_owned).into();
+    assert_eq!(state.serving(&vips, &last), ["grown", "old"].map(str::to_owned).into());
+    let broken = Programmed { trouble: Some(trouble), ..state };
+    assert_eq!(broken.serving(&vips, &last), BTreeSet::new());
+}
+
+/// A virtual IP of which only the name is of interest.
+fn plan_of(name: &str) -> VipPlan {
+    VipPlan {
+        name: name.to_owned(),
+        address: None,
+        vrid: 100,
+        preferred: None,
+        fresh: false,
+        contested: false,
+        bare: false,
+        keys: Vec::new(),
+        parts: Vec::new(),
+        check: None,
+        backends: Backends::default(),
+        shunned: BTreeSet::new(),
+        troubles: Vec::new(),
+        candidate: Ok("eth0".to_owned()),
+    }
 }
 
 #[test]
