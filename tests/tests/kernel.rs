@@ -5,6 +5,8 @@
 
 #[path = "kernel/clients.rs"]
 mod clients;
+#[path = "kernel/flush.rs"]
+mod flush;
 #[path = "kernel/ipv6.rs"]
 mod ipv6;
 #[path = "kernel/links.rs"]
