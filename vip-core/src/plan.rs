@@ -528,17 +528,21 @@ mod tests {
 
     /// What is said of clients concerns services that there are.
     fn desired() -> impl Strategy<Value = Tables> {
-        (services(), addresses(), ranges(), ranges()).prop_map(
-            |(services, guarded, mut direct, mut sources)| {
+        let kept = prop::collection::btree_set(((0..12u8).prop_map(key), (0..5u8).prop_map(pod)), 0..12);
+        (services(), addresses(), ranges(), ranges(), kept).prop_map(
+            |(services, guarded, mut direct, mut sources, mut kept)| {
                 direct.retain(|key, _| services.contains_key(key));
                 sources.retain(|key, _| services.contains_key(key));
+                kept.retain(|(key, to)| {
+                    services.get(key).is_some_and(|service| !service.destinations.contains_key(to))
+                });
                 Tables {
                     ledger: services.keys().copied().collect(),
                     services,
                     guarded,
                     direct,
                     sources,
-                    ..Tables::default()
+                    kept,
                 }
             },
         )
@@ -602,7 +606,9 @@ mod tests {
                 kernel.apply(change);
                 prop_assert!(open_as_wide_as_may_be(&kernel, &observed, &desired), "{change} lets others in");
                 prop_assert!(masqueraded_from_the_start(&kernel, &observed, &desired), "{change} is early");
-                for key in kernel.services.keys() {
+                for (key, service) in &kernel.services {
+                    let meant = [&observed, &desired].map(|tables| tables.services.get(key).map(|s| &s.settings));
+                    prop_assert!(meant.contains(&Some(&service.settings)), "{key} is balanced otherwise after {change}");
                     prop_assert!(kernel.ledger.contains(key) || others.contains_key(key), "{key} is in no ledger");
                     for holds in [takes_connections, has_destinations] {
                         if holds(&observed, key) && holds(&desired, key) {
@@ -619,6 +625,12 @@ mod tests {
             expected.ledger.retain(|key| !conflicts.contains(key));
             expected.direct.retain(|key, _| !conflicts.contains(key));
             expected.sources.retain(|key, _| !conflicts.contains(key));
+            for (key, to) in std::mem::take(&mut expected.kept).iter().filter(|(key, _)| !conflicts.contains(key)) {
+                let old = observed.services.get(key);
+                if old.is_some_and(|service| service.destinations.contains_key(to)) {
+                    expected.services.get_mut(key).unwrap().destinations.insert(*to, 0);
+                }
+            }
             prop_assert_eq!(&kernel, &expected);
             prop_assert_eq!(super::plan(&desired, &kernel).changes, vec![]);
         }
