@@ -290,6 +290,7 @@ impl Checks {
             if settings_of(plan, owned).is_none() {
                 continue;
             }
+            let mut failing = Vec::new();
             for part in plan.parts.clone() {
                 let (mut before, mut after) = (BTreeSet::new(), BTreeSet::new());
                 for key in plan.keys.get(part).unwrap_or_default() {
@@ -306,7 +307,7 @@ impl Checks {
                             "none of the {} backends of {key} passes its check: all of them are kept",
                             serving.len()
                         );
-                        plan.troubles.push(Trouble::new(Reason::BackendsFailing, message));
+                        failing.push(Trouble::new(Reason::BackendsFailing, message));
                     }
                     let mut worse = Vec::new();
                     for (verdict, to, weight) in serving {
@@ -327,6 +328,7 @@ impl Checks {
                 let lost = u32::try_from(before.len() - after.len()).unwrap_or(u32::MAX);
                 plan.backends.ready = plan.backends.ready.saturating_sub(lost);
             }
+            failing.into_iter().for_each(|trouble| plan.suffers(trouble));
         }
     }
 

@@ -53,6 +53,15 @@ impl Trouble {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
+
+    /// The smaller, the graver: what somebody has to put right comes before what may pass by itself.
+    fn gravity(&self) -> u8 {
+        match self.reason {
+            Reason::BackendsFailing => 2,
+            Reason::NoEndpoints => 1,
+            _ => 0,
+        }
+    }
 }
 
 impl From<Fault> for Trouble {
@@ -95,6 +104,12 @@ pub struct VipPlan {
 }
 
 impl VipPlan {
+    /// Adds a trouble, behind those that are as grave.
+    pub(crate) fn suffers(&mut self, trouble: Trouble) {
+        let at = self.troubles.partition_point(|known| known.gravity() <= trouble.gravity());
+        self.troubles.insert(at, trouble);
+    }
+
     /// Whether this node knows of no backend for one of its Services.
     fn is_blind(&self) -> bool {
         self.troubles.iter().any(|t| matches!(t.reason, Reason::ServiceNotFound | Reason::NoEndpoints))
@@ -436,7 +451,11 @@ mod tests {
             json!({"services": [{"namespace": "shop", "name": "web"}, {"namespace": "shop", "name": "api"}]}),
         )];
         let desired = plan(&objects, &node);
-        assert_eq!(reasons(&desired.vips[0]), [Reason::NoEndpoints, Reason::PortClash]);
+        assert_eq!(
+            reasons(&desired.vips[0]),
+            [Reason::PortClash, Reason::NoEndpoints],
+            "the graver one first"
+        );
         assert_eq!(desired.tables.ledger.len(), 3);
     }
 

@@ -70,14 +70,13 @@ pub(super) fn serve(
     let backing = objects.services.get(reference);
     let service = backing.and_then(|backing| backing.service.as_ref());
     let Some(spec) = service.and_then(|service| service.spec.as_ref()) else {
-        plan.troubles
-            .push(Trouble::new(Reason::ServiceNotFound, format!("service {reference} does not exist")));
+        plan.suffers(Trouble::new(Reason::ServiceNotFound, format!("service {reference} does not exist")));
         return;
     };
     let ports = spec.ports.as_deref().unwrap_or_default();
     if spec.type_.as_deref() == Some("ExternalName") || ports.is_empty() {
         let message = format!("service {reference} has no ports that an address could serve");
-        plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
+        plan.suffers(Trouble::new(Reason::ServiceNotSupported, message));
         return;
     }
     let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity(spec)));
@@ -124,7 +123,7 @@ pub(super) fn serve(
         let message = format!(
             "nobody may connect to service {reference}, which names its clients in loadBalancerSourceRanges: {fault}"
         );
-        plan.troubles.push(Trouble::new(Reason::Invalid, message));
+        plan.suffers(Trouble::new(Reason::Invalid, message));
     }
 
     let total: BTreeSet<IpAddr> = candidates.iter().map(|candidate| candidate.pod).collect();
@@ -133,8 +132,7 @@ pub(super) fn serve(
     plan.backends.ready += u32::try_from(ready).unwrap_or(u32::MAX);
     plan.backends.total += u32::try_from(total.len()).unwrap_or(u32::MAX);
     if !anywhere {
-        plan.troubles
-            .push(Trouble::new(Reason::NoEndpoints, format!("service {reference} has no ready endpoint")));
+        plan.suffers(Trouble::new(Reason::NoEndpoints, format!("service {reference} has no ready endpoint")));
     }
 
     for port in ports {
@@ -147,7 +145,7 @@ pub(super) fn serve(
                     "port {} of service {reference} is {other}: only TCP, UDP and SCTP are served",
                     port.port
                 );
-                plan.troubles.push(Trouble::new(Reason::ServiceNotSupported, message));
+                plan.suffers(Trouble::new(Reason::ServiceNotSupported, message));
                 continue;
             }
         };
@@ -157,7 +155,7 @@ pub(super) fn serve(
             let message = format!(
                 "port {number}/{protocol} of service {reference} is taken by another service of {address}"
             );
-            plan.troubles.push(Trouble::new(Reason::PortClash, message));
+            plan.suffers(Trouble::new(Reason::PortClash, message));
             continue;
         }
         // A flow of UDP has no end that it could be left to: for as long as its client sends, IPVS would send it to a backend
@@ -170,7 +168,7 @@ pub(super) fn serve(
         let served = destinations.values().any(|weight| *weight > 0);
         if anywhere && !served {
             let message = format!("no ready endpoint of service {reference} has port {number}/{protocol}");
-            plan.troubles.push(Trouble::new(Reason::NoEndpoints, message));
+            plan.suffers(Trouble::new(Reason::NoEndpoints, message));
         }
         if direct {
             tables.direct.insert(key, near(destinations.keys().map(SocketAddr::ip), node));
