@@ -9,6 +9,8 @@ mod clients;
 mod ipv6;
 #[path = "kernel/links.rs"]
 mod links;
+#[path = "kernel/path.rs"]
+mod path;
 #[path = "kernel/scale.rs"]
 mod scale;
 #[path = "kernel/traffic.rs"]
