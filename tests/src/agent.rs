@@ -28,6 +28,11 @@ impl<'a> Agent<'a> {
         self.node.process("agent")
     }
 
+    /// Stops its process where it is: from now on it sees nothing.
+    pub fn pause(&self) -> Result<()> {
+        self.lab.vm().exec(&format!("kill -STOP {}", self.process()?))?.ok().map(drop)
+    }
+
     /// Ends its process without a word.
     pub fn kill(&self) -> Result<()> {
         self.lab.vm().exec(&format!("kill -9 {}", self.process()?))?.ok().map(drop)

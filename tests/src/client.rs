@@ -3,6 +3,7 @@
 //! Addresses are `http://HOST[:PORT]/PATH` and `udp://HOST:PORT/PAYLOAD` (the payload is what agnhost understands, for
 //! instance `hostname`).
 
+mod crowd;
 mod http;
 mod watch;
 
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+pub use crowd::{Crowd, Parting, Requests};
 pub use http::Connection;
 pub use watch::{Report, Watch};
 

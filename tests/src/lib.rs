@@ -50,7 +50,7 @@ mod vm;
 pub mod workload;
 
 pub use agent::Agent;
-pub use client::{Client, Report, Response, Watch};
+pub use client::{Client, Crowd, Report, Requests, Response, Watch};
 pub use command::Output;
 pub use lab::{Lab, Node, Parts, VmHandle, api, cluster, down_all};
 pub use segment::{Cutter, Host, Segment};

@@ -64,12 +64,10 @@ pub fn address_of<A: FromStr>(lab: &Lab, namespace: &str, service: &str) -> Resu
         services
             .is_some_and(|all| all.iter().any(|one| one["namespace"] == namespace && one["name"] == service))
     };
-    let vip = items
-        .iter()
-        .find(named)
-        .with_context(|| format!("service {namespace}/{service} has no virtual IP"))?;
-    let address = vip["spec"]["address"].as_str().unwrap_or_default();
-    address.parse().ok().with_context(|| format!("service {namespace}/{service} has {address}"))
+    let mut addresses = items.iter().filter(named).filter_map(|vip| vip["spec"]["address"].as_str());
+    addresses
+        .find_map(|address| address.parse().ok())
+        .with_context(|| format!("service {namespace}/{service} has no such virtual IP"))
 }
 
 /// The nodes that answer ARP for an address at this moment.
@@ -100,8 +98,16 @@ pub fn wait_other_owner(lab: &Lab, vip: Ipv4Addr, than: u8, limit: Duration) -> 
     })
 }
 
-/// Waits until exactly one node's kernel has the address and the same node answers, three times in a row.
-pub fn wait_one_owner(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner> {
+/// Waits until exactly one node's kernel has the address and clients on the LAN find the same node, three times in a row.
+pub fn wait_one_owner(lab: &Lab, vip: impl Into<IpAddr>, limit: Duration) -> Result<Owner> {
+    match vip.into() {
+        IpAddr::V4(vip) => wait_one_answering(lab, vip, limit),
+        IpAddr::V6(vip) => wait_one_neighbour(lab, vip, limit),
+    }
+}
+
+/// Over IPv4: the node that answers ARP.
+fn wait_one_answering(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner> {
     let mut last: Option<(Owner, u8)> = None;
     command::until(&format!("one owner of {vip} in every kernel"), limit, || {
         let bound: Vec<u8> = bound_on(lab, vip)?;
@@ -128,9 +134,8 @@ pub fn bound_on(lab: &Lab, vip: impl Into<IpAddr>) -> Result<Vec<u8>> {
     Ok(bound.into_iter().flatten().collect())
 }
 
-/// Waits until exactly one node's kernel has the address, three times in a row, and a client on the LAN has learnt its MAC
-/// address: [`wait_one_owner`] for IPv6, where nobody is asked by ARP.
-pub fn wait_one_neighbour(lab: &Lab, vip: Ipv6Addr, limit: Duration) -> Result<Owner> {
+/// Over IPv6, where nobody is asked by ARP: the node whose MAC address a client on the LAN has learnt.
+fn wait_one_neighbour(lab: &Lab, vip: Ipv6Addr, limit: Duration) -> Result<Owner> {
     let mut last = (0, 0);
     command::until(&format!("one owner of {vip}"), limit, || {
         // Makes the client ask who has the address, unless it knows.
@@ -155,6 +160,25 @@ pub fn wait_status_owner(lab: &Lab, vip: impl Into<IpAddr>, node: &str, limit: D
             bail!("it is {found:?}");
         }
         Ok(Some(()))
+    })
+}
+
+/// Waits until a condition of a virtual IP is as said, as `True Active`; gives its message.
+pub fn wait_condition(
+    lab: &Lab,
+    vip: impl Into<IpAddr>,
+    kind: &str,
+    wanted: &str,
+    limit: Duration,
+) -> Result<String> {
+    let vip = vip.into();
+    let condition = format!(".status.conditions[?(@.type==\"{kind}\")]");
+    let path = format!("{{{condition}.status}} {{{condition}.reason}}\n{{{condition}.message}}");
+    command::until(&format!("{kind} of {vip} to be {wanted}"), limit, || {
+        let found = field(lab, vip, &path)?;
+        let (head, message) = found.split_once('\n').unwrap_or((&found, ""));
+        ensure!(head == wanted, "it is {head:?}: {message}");
+        Ok(Some(message.to_owned()))
     })
 }
 
@@ -189,7 +213,7 @@ pub fn wait_backends(lab: &Lab, vip: impl Into<IpAddr>, count: u32, limit: Durat
 }
 
 /// The name of the object for a virtual IP: IPv6 as eight groups joined by `-`.
-fn name_of(vip: IpAddr) -> String {
+pub fn name_of(vip: IpAddr) -> String {
     match vip {
         IpAddr::V4(vip) => vip.to_string(),
         IpAddr::V6(vip) => vip.segments().map(|group| format!("{group:x}")).join("-"),
@@ -202,8 +226,8 @@ pub fn field(lab: &Lab, vip: impl Into<IpAddr>, path: &str) -> Result<String> {
     Ok(lab.kubectl(["get", "virtualip", &name_of(vip.into()), "-o", &output])?.ok()?.text().to_owned())
 }
 
-/// What a node's kernel has for an address: by transport, port and settings, as `TCP :80 wlc`, the destinations and
-/// their weights.
+/// What a node's kernel has for an address: by transport, port and settings, as `TCP :80 wlc`, the destinations, all of them
+/// by masquerading, and their weights.
 pub fn table(node: &Node<'_>, vip: impl Into<IpAddr>) -> Result<BTreeMap<String, BTreeMap<String, u32>>> {
     let vip = vip.into();
     let text = node.exec("ipvsadm -Ln")?.ok()?.stdout;
@@ -211,8 +235,9 @@ pub fn table(node: &Node<'_>, vip: impl Into<IpAddr>) -> Result<BTreeMap<String,
     let mut service = None;
     for line in text.lines().skip_while(|line| !line.contains("RemoteAddress")).skip(1) {
         match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["->", destination, _, weight, ..] => {
+            ["->", destination, forwarding, weight, ..] => {
                 if let Some(service) = &service {
+                    ensure!(*forwarding == "Masq", "{destination} of {vip} is reached by {forwarding}");
                     let weight = weight.parse()?;
                     found
                         .entry(String::clone(service))

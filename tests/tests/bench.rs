@@ -73,7 +73,7 @@ fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
     match words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some((dataplane::INSIDE, rest)) => return dataplane::run(rest),
-        Some((cluster::WATCH, _)) => return cluster::watch(),
+        Some((cluster::WATCH, rest)) => return cluster::watch(rest),
         Some((cluster::CHANGE, rest)) => return cluster::change(rest),
         _ => {}
     }

@@ -11,6 +11,8 @@ mod flush;
 mod ipv6;
 #[path = "kernel/links.rs"]
 mod links;
+#[path = "kernel/path.rs"]
+mod path;
 #[path = "kernel/scale.rs"]
 mod scale;
 #[path = "kernel/traffic.rs"]

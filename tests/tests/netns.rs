@@ -3,6 +3,8 @@
 
 #[path = "netns/coexistence.rs"]
 mod coexistence;
+#[path = "netns/company.rs"]
+mod company;
 #[path = "netns/families.rs"]
 mod families;
 #[path = "netns/foreign.rs"]

@@ -27,15 +27,21 @@ impl Slowdown {
         Ok(Self(spin().as_nanos() as f64 / host))
     }
 
-    /// The middle and the end of many times.
-    pub fn tell(self, took: &mut [Duration]) -> String {
+    /// What a time on the host may take in the machine.
+    pub fn times(self, host: Duration) -> Duration {
+        host.mul_f64(self.0)
+    }
+
+    /// The middle and the end of many times, beside what the end should be on the host.
+    pub fn tell(self, took: &mut [Duration], goal: Duration) -> String {
         took.sort_unstable();
         let p99 = percentile(took, 99);
         format!(
-            "p50 {}, p99 {}, divided by the slowdown {:.2} ms",
+            "p50 {}, p99 {}, divided by the slowdown {:.2} ms (goal {})",
             ms(percentile(took, 50)),
             ms(p99),
-            p99.as_secs_f64() * 1000.0 / self.0
+            p99.as_secs_f64() * 1000.0 / self.0,
+            ms(goal)
         )
     }
 }

@@ -40,7 +40,7 @@ fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
         let vip: Ipv6Addr = product::address_of(lab, NAMESPACE, "six")?;
         product::wait_backends(lab, vip, 3, SOON)?;
         product::wait_destinations(lab, vip, 80, 3, SOON)?;
-        let owner = product::wait_one_neighbour(lab, vip, SOON)?;
+        let owner = product::wait_one_owner(lab, vip, SOON)?;
 
         let url = format!("http://[{vip}]/hostname");
         // Until all have answered: in step with the client that goes on asking, some may be missed for a while.
@@ -72,7 +72,7 @@ fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
         let watch = lab.client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(20))?;
         watch.wait_answers(50, SOON)?;
         let drained = Drained::new(lab, &owner.node)?;
-        let next = product::wait_one_neighbour(lab, vip, SOON)?;
+        let next = product::wait_one_owner(lab, vip, SOON)?;
         ensure!(next != owner, "{} still has {vip}", owner.node);
         product::wait_status_owner(lab, vip, &next.node, SOON)?;
         let reached = ask(&url)?;

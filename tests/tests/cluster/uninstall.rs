@@ -16,7 +16,7 @@ fn a_whole_life_leaves_what_is_foreign_alone_and_nothing_of_ours_behind() {
         web(lab)?.add_service_of("life6", 80, "IPv6")?;
         lab.kubectl(["vip", "expose", "svc/life6", "-n", NAMESPACE])?.ok()?;
         let vip6: Ipv6Addr = product::address_of(lab, NAMESPACE, "life6")?;
-        product::wait_one_neighbour(lab, vip6, SOON)?;
+        product::wait_one_owner(lab, vip6, SOON)?;
         product::wait_destinations(lab, vip6, 80, 3, SOON)?;
         ensure!(
             product::leftovers(&lab.node(1))?.iter().any(|line| line.contains("fd87::2:")),

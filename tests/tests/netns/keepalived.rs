@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     process::{Child, Command},
     time::Duration,
@@ -16,6 +16,9 @@ use crate::vrrp::{VIP, VIP6, VRID};
 
 /// The link-local address that an IPv6 virtual router of keepalived has beside others.
 pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 2, 0x50);
+
+/// The address of a keepalived that has nothing to do with ours.
+pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 87, 2, 60);
 
 /// A running keepalived.
 pub struct Keepalived {
@@ -30,6 +33,8 @@ pub struct Settings {
     pub ipv6: bool,
     /// Its own address and the only peer's.
     pub unicast: Option<(IpAddr, IpAddr)>,
+    /// It has another virtual router and address than ours.
+    pub other: bool,
     /// `v3_checksum_as_v2`, which only a newer one than the distribution's knows.
     pub plain_checksum: bool,
 }
@@ -54,13 +59,17 @@ impl Keepalived {
             more += " v3_checksum_as_v2\n";
         }
         // Its first IPv6 address has to be link-local.
-        let vips = if settings.ipv6 { format!("{LINK_LOCAL}/128\n {VIP6}/128") } else { format!("{VIP}/32") };
-        let priority = settings.priority;
+        let vips = match (settings.ipv6, settings.other) {
+            (true, _) => format!("{LINK_LOCAL}/128\n {VIP6}/128"),
+            (false, true) => format!("{OTHER}/32"),
+            (false, false) => format!("{VIP}/32"),
+        };
+        let (priority, router) = (settings.priority, if settings.other { VRID + 1 } else { VRID });
         fs::write(
             &config,
             format!(
                 "global_defs {{ vrrp_version 3\n vrrp_garp_master_delay 1\n }}\nvrrp_instance one {{\n state BACKUP\n interface eth0\n \
-                 virtual_router_id {VRID}\n priority {priority}\n advert_int 0.1\n{more} virtual_ipaddress {{ {vips} }}\n}}\n"
+                 virtual_router_id {router}\n priority {priority}\n advert_int 0.1\n{more} virtual_ipaddress {{ {vips} }}\n}}\n"
             ),
         )?;
         let log = fs::File::create(folder.join("log"))?;

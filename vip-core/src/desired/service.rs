@@ -74,9 +74,14 @@ pub(super) fn serve(
         return;
     };
     let ports = spec.ports.as_deref().unwrap_or_default();
-    if spec.type_.as_deref() == Some("ExternalName") || ports.is_empty() {
-        let message = format!("service {reference} has no ports that an address could serve");
-        plan.suffers(Trouble::new(Reason::ServiceNotSupported, message));
+    let unfit = match spec.type_.as_deref() {
+        Some("ExternalName") => {
+            Some("is an ExternalName, which has no endpoints that an address could lead to")
+        }
+        _ => ports.is_empty().then_some("has no ports that an address could serve"),
+    };
+    if let Some(why) = unfit {
+        plan.suffers(Trouble::new(Reason::ServiceNotSupported, format!("service {reference} {why}")));
         return;
     }
     let settings = Settings::new(vip.scheduler, vip.persistence_seconds.or(affinity(spec)));

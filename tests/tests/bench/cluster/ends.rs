@@ -1,29 +1,20 @@
 //! What clients of a virtual IP notice when agents are killed, and when they are replaced one after another.
 
 use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    net::Ipv4Addr,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
-use lab::{Agent, Lab, Watch, product, workload::Workload};
+use anyhow::Result;
+use lab::{Agent, Crowd, Lab, Requests, product, workload::Workload};
 
 use super::{NAMESPACE, SOON};
 
-/// Between two requests of one client.
-const EVERY: Duration = Duration::from_millis(40);
-/// Clients that send datagrams beside one that opens connections: an emulated machine carries no more of those, with kubelets
-/// that start containers beside.
-const DATAGRAMS: usize = 7;
-/// What is late on a slow machine is no failure.
-const LIMIT: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 50;
+/// The steps to a new virtual IP: its guard, and for each of two ports its entry in the list of what is ours, a service and
+/// three destinations.
+const MISSED: usize = 1 + 2 * (1 + 1 + 3);
 /// Longer than Kubernetes lets a node be silent: at the return it calls all of them, and all endpoints, not ready.
 const HANG: Duration = Duration::from_secs(30);
 
@@ -32,17 +23,21 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     let vip: Ipv4Addr = product::address_of(lab, NAMESPACE, "web")?;
     let before = product::wait_one_owner(lab, vip, SOON)?;
     web.add_service("missed", 80)?;
-    let (clients, crowd) = (Clients::new(lab, vip)?, Crowd::new(lab, (vip, 80).into())?);
+    let requests = Requests::start(&lab.client(), vip.into())?;
+    let crowd = Crowd::gather(&lab.client(), (vip, 80).into(), CONNECTIONS)?;
     let arp = lab.arp_watch(vip);
     println!("agents killed, 200 requests a second and {CONNECTIONS} connections that stay open:");
 
     let agent = Agent::on(lab, before.number);
-    let (restarts, clock) = (agent.restarts()?, Instant::now());
-    agent.kill()?;
+    let restarts = agent.restarts()?;
+    agent.pause()?;
     lab.kubectl(["vip", "expose", "svc/missed", "-n", NAMESPACE, "--wait=false"])?.ok()?;
+    agent.kill()?;
+    let clock = Instant::now();
     agent.wait_restart(restarts)?;
     println!(
-        "  the owner's, away for {:.0} s, missed a new virtual IP with two ports of three pods: {} steps",
+        "  the owner's, away for {:.0} s, missed a new virtual IP with two ports of three pods: {} steps (the difference is \
+         {MISSED})",
         clock.elapsed().as_secs_f64(),
         agent.first_steps()?
     );
@@ -55,11 +50,14 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     lab.resume_apiserver()?;
     again?;
     product::wait_rollout(lab)?;
-    println!("  another node's, while the API server hangs: {} steps", other.first_steps()?);
+    println!(
+        "  another node's, while the API server hangs: {} steps (the difference is 0)",
+        other.first_steps()?
+    );
 
     let after = product::wait_one_owner(lab, vip, SOON)?;
     println!("  from {} to {}, {}; {}", before.node, after.node, arp.stop()?, crowd.leave());
-    clients.tell();
+    tell(requests);
     lab.kubectl(["vip", "unexpose", "svc/missed", "-n", NAMESPACE])?.ok().map(drop)
 }
 
@@ -67,7 +65,7 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
 pub fn rolled(lab: &Lab) -> Result<()> {
     let vip: Ipv4Addr = product::address_of(lab, NAMESPACE, "web")?;
     let before = product::wait_one_owner(lab, vip, SOON)?;
-    let clients = Clients::new(lab, vip)?;
+    let requests = Requests::start(&lab.client(), vip.into())?;
     let (arp, clock) = (lab.arp_watch(vip), Instant::now());
     lab.kubectl(["rollout", "restart", "-n", "kubectl-vip", "daemonset/vip-node"])?.ok()?;
     product::wait_rollout(lab)?;
@@ -75,68 +73,12 @@ pub fn rolled(lab: &Lab) -> Result<()> {
     let after = product::wait_one_owner(lab, vip, SOON)?;
     println!("kubectl rollout restart of the agents, {:.0} s, 200 requests a second:", took.as_secs_f64());
     println!("  from {} to {}; {}", before.node, after.node, arp.stop()?);
-    clients.tell();
+    tell(requests);
     Ok(())
 }
 
-/// They go on asking: one by connections that it closes, the others by datagrams.
-struct Clients(Vec<Watch>);
-
-impl Clients {
-    fn new(lab: &Lab, vip: Ipv4Addr) -> Result<Self> {
-        let mut urls = vec![format!("http://{vip}/hostname")];
-        urls.resize(1 + DATAGRAMS, format!("udp://{vip}:81/hostname"));
-        let watch = |url: String| {
-            let watch = lab.client().limit(LIMIT).watch(&url, EVERY)?;
-            watch.wait_answers(20, SOON)?;
-            Ok(watch)
-        };
-        urls.into_iter().map(watch).collect::<Result<_>>().map(Self)
-    }
-
-    fn tell(self) {
-        for (n, watch) in self.0.into_iter().enumerate() {
-            println!("  {}: {}", if n == 0 { "TCP" } else { "UDP" }, watch.stop());
-        }
-    }
-}
-
-/// Connections that stay open, each used now and then.
-struct Crowd {
-    stop: Arc<AtomicBool>,
-    members: Vec<JoinHandle<Result<()>>>,
-}
-
-impl Crowd {
-    fn new(lab: &Lab, at: SocketAddr) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut members = Vec::new();
-        for _ in 0..CONNECTIONS {
-            let mut connection = lab.client().limit(LIMIT).connect(at)?;
-            let stop = Arc::clone(&stop);
-            members.push(thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    connection.get("hostname")?;
-                    thread::park_timeout(Duration::from_secs(8));
-                }
-                Ok(())
-            }));
-        }
-        Ok(Self { stop, members })
-    }
-
-    /// How many broke, and how.
-    fn leave(self) -> String {
-        self.stop.store(true, Ordering::Relaxed);
-        self.members.iter().for_each(|member| member.thread().unpark());
-        let mut broken: BTreeMap<String, u32> = BTreeMap::new();
-        for member in self.members {
-            if let Err(why) = member.join().unwrap_or_else(|_| Err(anyhow!("a panic"))) {
-                *broken.entry(format!("{why:#}")).or_default() += 1;
-            }
-        }
-        let mut words = format!("{} connections broke", broken.values().sum::<u32>());
-        broken.iter().for_each(|(why, count)| words += &format!("\n    {count}: {why}"));
-        words
+fn tell(requests: Requests) {
+    for (n, report) in requests.stop().into_iter().enumerate() {
+        println!("  {}: {report}", if n == 0 { "TCP" } else { "UDP" });
     }
 }

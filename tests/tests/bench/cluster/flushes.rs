@@ -2,20 +2,25 @@
 
 use std::{
     fmt::Write as _,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Lab, command};
+use lab::{Crowd, Lab, Node, command};
 
 use super::{NAMESPACE, PLACE, bring, expose};
-use crate::loader::Loader;
+use crate::{loader::Loader, slowdown::Slowdown};
 
 /// The word that starts the half that runs on a node.
 pub const WATCH: &str = "watch-ipvs";
 
 const SERVICES: u8 = 100;
+/// How long an entry may be away, on the host.
+const GOAL: Duration = Duration::from_millis(200);
+/// Connections through the node's table meanwhile, that stay open.
+const CONNECTIONS: usize = 50;
 /// Behind each of them.
 const PODS: usize = 3;
 const FLUSHES: u64 = 10;
@@ -50,8 +55,10 @@ spec:
 
     bring(lab, &node)?;
     node.exec(&format!("rm -f {PLACE}/enough"))?.ok()?;
+    let crowd = Crowd::gather(&lab.client(), owned_by(lab, &node)?, CONNECTIONS)?;
     let told = thread::scope(|scope| -> Result<String> {
-        let watcher = scope.spawn(|| node.exec_for(&format!("{PLACE}/bench {WATCH}"), LIMIT));
+        let watcher =
+            scope.spawn(|| node.exec_for(&format!("{PLACE}/bench {WATCH} {}", Slowdown::word()), LIMIT));
         let restarted = (1..=FLUSHES).try_for_each(|turn| {
             // At no particular moment of what goes on every so often.
             thread::sleep(Duration::from_millis(turn * 7919 % 1000));
@@ -64,11 +71,23 @@ spec:
     })?;
     println!("kube-proxy restarted {FLUSHES} times with {SERVICES} Services of {PODS} pods:");
     println!("  {}", told.trim());
+    println!("  {}", crowd.leave());
     Ok(())
 }
 
+/// Port 80 of a virtual IP that a node owns.
+fn owned_by(lab: &Lab, node: &Node<'_>) -> Result<SocketAddr> {
+    let pairs = "jsonpath={range .items[*]}{.spec.address} {.status.node}{\"\\n\"}{end}";
+    let text = lab.kubectl(["get", "virtualips", "-o", pairs])?.ok()?.stdout;
+    let name = node.name();
+    let owned = text.lines().filter_map(|line| line.split_once(' ')).find(|(_, owner)| *owner == name);
+    let (address, _) = owned.with_context(|| format!("{name} owns nothing"))?;
+    Ok(SocketAddr::new(address.parse()?, 80))
+}
+
 /// The half on the node: looks at the table of its network namespace until told otherwise.
-pub fn watch() -> Result<()> {
+pub fn watch(words: &[String]) -> Result<()> {
+    let slowdown = Slowdown::from_word(words.first().context("the host's time, please")?)?;
     let enough = std::path::Path::new(PLACE).join("enough");
     let kernel = Loader::open()?;
     let services = kernel.services()?;
@@ -98,8 +117,11 @@ pub fn watch() -> Result<()> {
         bail!("{} of {all} entries did not come back", all - entries()?);
     }
     println!(
-        "{all} entries, not all there {} times, for {absences:?} ms; the slowest look took {} ms",
+        "{all} entries, not all there {} times, for {absences:?} ms (goal {} ms, in a machine that is {slowdown} times slower than \
+         its host {} ms); the slowest look took {} ms",
         absences.len(),
+        GOAL.as_millis(),
+        slowdown.times(GOAL).as_millis(),
         slowest.as_millis()
     );
     Ok(())

@@ -40,6 +40,8 @@ const QUIET: Duration = Duration::from_millis(500);
 /// The API server's port, and the number of its transport.
 const API: u16 = 6443;
 const TCP: u8 = 6;
+/// What a change may take from the event to the kernel, on the host.
+const GOAL: Duration = Duration::from_millis(10);
 /// How long nothing is changed.
 const IDLE: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(600);
@@ -278,7 +280,7 @@ pub fn change(words: &[String]) -> Result<()> {
         "  from the event's arrival at the node to the kernel, {TIMES} times each; the machine is {slowdown} times slower than its host:"
     );
     for (what, mut took) in took {
-        println!("  {what:20} {}", slowdown.tell(&mut took));
+        println!("  {what:20} {}", slowdown.tell(&mut took, GOAL));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A keepalived that holds the same services: how long it needs to give one destination another weight, as its users have to
-//! ask for it: by its configuration and SIGHUP.
+//! A keepalived that holds the same services: how long it needs to load them, and to change one destination, as its users have
+//! to ask for it: by its configuration and SIGHUP.
 
 use std::{
     fmt::Write as _,
@@ -55,19 +55,19 @@ impl Rival {
         Ok(rival)
     }
 
-    /// From the signal until the kernel has the one weight that is new in these tables.
-    pub fn weigh(
+    /// From the signal until the kernel has what is new in these tables: a destination with this weight, or one less.
+    pub fn reload(
         &self,
         tables: &Tables,
         service: &ServiceKey,
         to: SocketAddr,
-        weight: u32,
+        wanted: Option<u32>,
     ) -> Result<Duration> {
         fs::write(self.folder.join("conf"), configuration(tables)?)?;
         let clock = Instant::now();
         kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGHUP)?;
-        while weight_of(service, to)? != Some(weight) {
-            ensure!(clock.elapsed() < PATIENCE, "keepalived did not set the weight");
+        while weight_of(service, to)? != wanted {
+            ensure!(clock.elapsed() < PATIENCE, "keepalived did not follow");
             thread::sleep(LOOK);
         }
         Ok(clock.elapsed())
