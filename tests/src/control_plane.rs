@@ -16,7 +16,7 @@ use crate::{
     command::{self, Output},
     daemon::{Daemon, tail},
     guest::{NODES, address},
-    lan::GATEWAY,
+    lan::{GATEWAY, GATEWAY6},
     netns::Netns,
     pki::Authority,
 };
@@ -37,6 +37,7 @@ impl ControlPlane<'_> {
         authority.write_token_keys()?;
         let names = [
             GATEWAY.to_string(),
+            GATEWAY6.to_string(),
             outside.to_string(),
             "127.0.0.1".into(),
             "10.96.0.1".into(),
@@ -90,7 +91,7 @@ impl ControlPlane<'_> {
         for (flag, value) in [
             ("etcd-servers", ETCD.to_owned()),
             ("advertise-address", GATEWAY.to_string()),
-            ("bind-address", "0.0.0.0".to_owned()),
+            ("bind-address", "::".to_owned()),
             ("secure-port", "6443".to_owned()),
             ("client-ca-file", pki("ca.crt")),
             ("tls-cert-file", pki("server.crt")),

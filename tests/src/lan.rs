@@ -1,7 +1,11 @@
 //! The LAN of a lab: a network namespace with a bridge and a tap for each network card of the machine, joined to this
 //! machine's own network by a veth pair, so that `kubectl` works from any shell.
 
-use std::{collections::HashSet, fs::File, net::Ipv4Addr};
+use std::{
+    collections::HashSet,
+    fs::File,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context, Result};
 
@@ -16,6 +20,8 @@ use crate::{
 pub(crate) const BRIDGE: &str = "br0";
 /// The address of the lab's side on the LAN: the API server and the client.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 87, 0, 1);
+/// The same over IPv6.
+pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd87, 0, 0, 0, 0, 0, 0, 1);
 /// The address of the machine itself, where it takes commands.
 pub(crate) const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 87, 0, 2);
 
@@ -29,7 +35,7 @@ pub(crate) fn create(lab: &str) -> Result<Ipv4Addr> {
     let netns = Netns::create(format!("vip-{lab}"))?;
     netns.ip(&format!("link add {BRIDGE} type bridge"))?;
     netns.ip(&format!("address add {GATEWAY}/16 dev {BRIDGE}"))?;
-    netns.ip(&format!("address add fd87::1/64 dev {BRIDGE} nodad"))?;
+    netns.ip(&format!("address add {GATEWAY6}/64 dev {BRIDGE} nodad"))?;
     netns.ip(&format!("link set {BRIDGE} up"))?;
     for card in 0..=NODES.len() {
         netns.ip(&format!("tuntap add tap{card} mode tap"))?;

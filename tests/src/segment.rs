@@ -3,20 +3,21 @@
 use std::{
     fs,
     io::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     process::{self, Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     arp,
     client::Client,
     command::{self, Output},
     lab::Lab,
-    lan::GATEWAY,
+    lan::{GATEWAY, GATEWAY6},
     netns::Netns,
 };
 
@@ -35,11 +36,22 @@ pub struct Segment {
 pub struct Host {
     number: u8,
     netns: Netns,
+    /// Whether it has IPv4.
+    dual: bool,
 }
 
 impl Segment {
     /// A segment with that many hosts, numbered from 1.
     pub fn new(hosts: u8) -> Result<Self> {
+        Self::with(hosts, true)
+    }
+
+    /// One whose hosts have no IPv4 at all.
+    pub fn new_v6(hosts: u8) -> Result<Self> {
+        Self::with(hosts, false)
+    }
+
+    fn with(hosts: u8, dual: bool) -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let prefix = format!("seg-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let bridge = Netns::named(format!("{prefix}-br"));
@@ -50,16 +62,28 @@ impl Segment {
         this.bridge.ip("link set br0 up")?;
         for number in 1..=hosts {
             let netns = Netns::named(format!("{prefix}-{number}"));
-            this.hosts.push(Host { number, netns: netns.clone() });
+            this.hosts.push(Host { number, netns: netns.clone(), dual });
             Netns::create(netns.name())?;
-            let port = format!("p{number}");
-            this.bridge.ip(&format!("link add {port} type veth peer name eth0 netns {}", netns.name()))?;
-            this.bridge.ip(&format!("link set {port} master br0 up"))?;
-            netns.ip(&format!("address add 10.87.0.{}/16 dev eth0", 10 + number))?;
-            netns.ip(&format!("address add fd87::{:x}/64 dev eth0 nodad", 0x10 + u16::from(number)))?;
-            netns.ip("link set eth0 up")?;
+            this.add_card(number)?;
         }
         Ok(this)
+    }
+
+    /// Gives a host its card.
+    pub fn add_card(&self, number: u8) -> Result<()> {
+        let (port, netns) = (format!("p{number}"), self.host(number).netns());
+        self.bridge.ip(&format!("link add {port} type veth peer name eth0 netns {}", netns.name()))?;
+        self.bridge.ip(&format!("link set {port} master br0 up"))?;
+        if self.host(number).dual {
+            netns.ip(&format!("address add 10.87.0.{}/16 dev eth0", 10 + number))?;
+        }
+        netns.ip(&format!("address add fd87::{:x}/64 dev eth0 nodad", 0x10 + u16::from(number)))?;
+        netns.ip("link set eth0 up").map(drop)
+    }
+
+    /// Takes a host's card away.
+    pub fn remove_card(&self, number: u8) -> Result<()> {
+        self.host(number).netns.ip("link delete eth0").map(drop)
     }
 
     /// Removes all segments of this process, before it ends without dropping them.
@@ -107,11 +131,19 @@ impl Segment {
             let far = format!("h{}x{net}", process::id() % 100_000);
             host.netns
                 .ip(&format!("link add api0 type veth peer name {far} netns {}", lab.netns().name()))?;
-            lab.netns().ip(&format!("address add 172.31.{third}.{fourth}/31 dev {far}"))?;
+            let (there, here, prefix) = match host.dual {
+                true => (format!("172.31.{third}.{fourth}"), format!("172.31.{third}.{}", fourth + 1), "31"),
+                false => (
+                    format!("fd31::{third:x}:{fourth:x}"),
+                    format!("fd31::{third:x}:{:x}", fourth + 1),
+                    "127 nodad",
+                ),
+            };
+            lab.netns().ip(&format!("address add {there}/{prefix} dev {far}"))?;
             lab.netns().ip(&format!("link set {far} up"))?;
-            host.netns.ip(&format!("address add 172.31.{third}.{}/31 dev api0", fourth + 1))?;
+            host.netns.ip(&format!("address add {here}/{prefix} dev api0"))?;
             host.netns.ip("link set api0 up")?;
-            host.netns.ip(&format!("route add {GATEWAY}/32 via 172.31.{third}.{fourth}"))?;
+            host.netns.ip(&format!("route add {} via {there}", host.gateway()))?;
         }
         Ok(())
     }
@@ -188,6 +220,19 @@ impl Cutter {
     }
 }
 
+/// Sends what a host would send, and what it would not.
+#[derive(Debug)]
+pub struct Injector(Socket);
+
+impl Injector {
+    /// Sends a datagram.
+    pub fn send(&self, payload: &[u8]) -> Result<()> {
+        let group = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 18), 0);
+        self.0.send_to(payload, &group.into()).context("can't send")?;
+        Ok(())
+    }
+}
+
 impl Drop for Segment {
     fn drop(&mut self) {
         for netns in self.hosts.iter().map(|host| &host.netns).chain([&self.bridge]) {
@@ -209,7 +254,12 @@ impl Host {
         &self.netns
     }
 
-    /// Its address.
+    /// Where it finds the API server, see [`Segment::connect`].
+    pub fn gateway(&self) -> IpAddr {
+        if self.dual { GATEWAY.into() } else { GATEWAY6.into() }
+    }
+
+    /// Its address over IPv4.
     pub fn address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 87, 0, 10 + self.number)
     }
@@ -233,15 +283,18 @@ impl Host {
 
     /// Sends bytes as an IPv4 datagram of VRRP's protocol to its group, with any TTL.
     pub fn inject(&self, ttl: u8, payload: &[u8]) -> Result<()> {
-        let script = "import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112)
-s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, int(sys.argv[1]))
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'eth0')
-s.sendto(bytes.fromhex(sys.argv[2]), ('224.0.0.18', 0))";
-        let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut python = Command::new("python3");
-        python.args(["-c", script, &ttl.to_string(), &hex]);
-        self.netns.exec(&mut python, command::LIMIT)?.ok().map(drop)
+        self.injector(ttl)?.send(payload)
+    }
+
+    /// Makes [`Host::inject`] ready for many.
+    pub fn injector(&self, ttl: u8) -> Result<Injector> {
+        let open = || -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(112)))?;
+            socket.set_multicast_ttl_v4(ttl.into())?;
+            socket.bind_device(Some(b"eth0"))?;
+            Ok(socket)
+        };
+        Ok(Injector(self.run(open)?.context("can't open a raw socket (are you root?)")?))
     }
 
     /// Runs a closure on a thread that is in it.

@@ -146,6 +146,44 @@ fn a_lost_carrier_releases_the_address_and_is_trusted_again_later() -> Result<()
 }
 
 #[test]
+fn an_interface_that_is_gone_is_missed_by_the_others_and_used_again_when_it_is_back() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let all = three(&segment)?;
+    let owner = settled_owner_of(&all, VIP.into())?;
+    segment.remove_card(all[owner].number)?;
+    let next =
+        command::until("another owner", SOON, || Ok(Some(one_owner(&all)?).filter(|next| *next != owner)))?;
+    let trouble = command::until("a reason", SOON, || {
+        Ok(all[owner].report().routers.first().and_then(|router| router.trouble.clone()))
+    })?;
+    ensure!(trouble.1.contains("there is no interface eth0"), "{trouble:?}");
+    // The kernel knows it by another number now.
+    segment.add_card(all[owner].number)?;
+    command::until("the old owner to take part again", SOON, || {
+        Ok((all[owner].state() == VrrpState::Backup).then_some(()))
+    })?;
+    still(&all, next)?;
+    segment.isolate(all[next].number)?;
+    let rest: Vec<&Vrrp<'_>> = all.iter().filter(|vrrp| vrrp.number != all[next].number).collect();
+    command::until("a successor", SOON, || {
+        Ok((rest.iter().filter(|vrrp| vrrp.is_bound().unwrap_or_default()).count() == 1).then_some(()))
+    })
+}
+
+#[test]
+fn of_two_with_the_highest_priority_one_remains_and_the_mistake_is_told() -> Result<()> {
+    let segment = Segment::new(2)?;
+    let all = [Vrrp::start(segment.host(1), 1)?, Vrrp::start(segment.host(2), 2)?];
+    all.iter().try_for_each(|vrrp| vrrp.elect_with(255))?;
+    let owner = settled_owner_of(&all, VIP.into())?;
+    still(&all, owner)?;
+    let said =
+        |vrrp: &Vrrp<'_>| -> Result<bool> { Ok(vrrp.log()?.contains("two routers have priority 255")) };
+    ensure!(said(&all[0])? && said(&all[1])?, "nobody says that one of them is misconfigured");
+    Ok(())
+}
+
+#[test]
 fn a_planned_end_hands_over_without_a_gap() -> Result<()> {
     let segment = Segment::new(4)?;
     let all = three(&segment)?;

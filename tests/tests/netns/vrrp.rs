@@ -159,6 +159,11 @@ impl<'a> Vrrp<'a> {
         routers.next().map_or(VrrpState::Init, |router| router.state)
     }
 
+    /// What it said so far.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.folder.join("vrrp.log"))?)
+    }
+
     pub fn signal(&self, name: &str) -> Result<()> {
         command::words(&["kill", &format!("-{name}"), &self.process.id().to_string()])?.ok().map(drop)
     }
@@ -180,7 +185,7 @@ pub fn config(priority: u8, addresses: &[IpAddr]) -> RouterConfig {
 
 /// Whether a host has an address.
 pub fn has(host: &Host, address: IpAddr) -> Result<bool> {
-    let shown = host.exec("ip -oneline address show dev eth0")?.ok()?.stdout;
+    let shown = host.exec("ip -oneline address show")?.ok()?.stdout;
     let length = if address.is_ipv4() { 32 } else { 128 };
     Ok(shown.contains(&format!(" {address}/{length} ")))
 }
