@@ -95,6 +95,12 @@ impl Client {
         Watch::start(self.netns.clone(), Target::parse(url)?, every, self.limit)
     }
 
+    /// Goes on asking as clients would that come for the first time: one request after another, and before each the host
+    /// forgets who has the address.
+    pub fn watch_cold(&self, url: &str, every: Duration) -> Result<Watch> {
+        Ok(Watch::start_cold(self.netns.clone(), Target::parse(url)?, every, self.limit))
+    }
+
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         match &self.netns {
             Some(netns) => netns.run(work),

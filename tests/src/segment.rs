@@ -139,11 +139,11 @@ impl Segment {
                     "127 nodad",
                 ),
             };
-            lab.netns().ip(&format!("address add {there}/{prefix} dev {far}"))?;
             lab.netns().ip(&format!("link set {far} up"))?;
-            host.netns.ip(&format!("address add {here}/{prefix} dev api0"))?;
             host.netns.ip("link set api0 up")?;
-            host.netns.ip(&format!("route add {} via {there}", host.gateway()))?;
+            lab.netns().ip(&format!("address add {there}/{prefix} dev {far}"))?;
+            host.netns.ip(&format!("address add {here}/{prefix} dev api0"))?;
+            host.netns.ip(&format!("route add {} via {there} dev api0 onlink", host.gateway()))?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! A server on a host of a segment: answers every HTTP request with a name, at all addresses of the host.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{Ipv6Addr, TcpListener, TcpStream},
+    io::{self, Read as _, Write as _},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,11 +12,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 
 /// How many answer at once.
 const WORKERS: usize = 4;
+/// How many may wait for that: a second's worth, so that a busy machine loses none. It would look like a missing owner.
+const BACKLOG: i32 = 1024;
 
 /// Answers until it is dropped.
 #[derive(Debug)]
@@ -28,7 +31,7 @@ pub struct Server {
 impl Server {
     /// Listens on port 80 over IPv4 and IPv6 in a namespace.
     pub fn start(netns: &Netns, name: &str) -> Result<Self> {
-        let listener = netns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)))?;
+        let listener = netns.run(listen)?;
         let listener = Arc::new(listener.context("port 80 is taken")?);
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -49,6 +52,14 @@ impl Server {
             .collect();
         Ok(Self { stop, workers })
     }
+}
+
+fn listen() -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80)).into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 impl Drop for Server {

@@ -9,19 +9,33 @@ mod node;
 #[path = "agents/scene.rs"]
 mod scene;
 
-use std::{fs, net::Ipv4Addr, sync::OnceLock, thread, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Segment, command};
+use lab::{Lab, Report, Segment, command, paths};
 use serde_json::{Value, json};
-use vip_core::vrrp::Family;
-use vip_core::vrrp::packet::{Advert, Checksum, group};
+use vip_core::{
+    api::name_of,
+    vrrp::{
+        Family,
+        packet::{Advert, Checksum, group},
+    },
+};
 
 use node::{Node, Part};
 use scene::{SOON, Scene, VRID};
 
-/// How long a client waits: longer than any takeover, so that a slow machine is no failure.
-const PATIENT: Duration = Duration::from_secs(5);
+/// What the tests of this tier start.
+fn program() -> PathBuf {
+    paths::target().join("debug/vip-node")
+}
 
 /// The API server with the product installed.
 fn server() -> Result<&'static Lab> {
@@ -32,6 +46,13 @@ fn server() -> Result<&'static Lab> {
     Ok(lab)
 }
 
+/// A request that is under way while the address moves may break: the new owner does not know its connection and resets it, or
+/// the old one can no longer send the answer. Nothing else may fail, and few of these at each move.
+fn under_way(report: &Report) -> usize {
+    let kinds = ["connection reset", "operation would block"];
+    kinds.iter().filter_map(|kind| report.by_failure.get(*kind)).sum()
+}
+
 #[test]
 fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Result<()> {
     let segment = Segment::new(4)?;
@@ -40,8 +61,8 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     scene.reserve(vip)?;
     let first = scene.owner(vip)?;
     scene.wait_status(vip, &scene.nodes[first].name)?;
-    let watch =
-        scene.client().client().limit(PATIENT).watch(&format!("http://{vip}/"), Duration::from_millis(1))?;
+    let (begun, url) = (Instant::now(), format!("http://{vip}/"));
+    let watch = scene.client().client().limit(faults::LIMIT).watch(&url, Duration::from_millis(1))?;
     watch.wait_answers(200, SOON)?;
 
     let second = (first + 1) % 3;
@@ -59,6 +80,16 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     scene.wait_status(vip, &scene.nodes[third].name)?;
     scene.lab.kubectl(["label", "vipnode", drained, "kubectl-vip.io/drain-"])?.ok()?;
 
+    let excluded = &scene.nodes[third].name;
+    let label = "node.kubernetes.io/exclude-from-external-load-balancers";
+    scene.lab.kubectl(["label", "node", excluded, &format!("{label}=")])?.ok()?;
+    let fourth = command::until("the excluded node to give the address away", SOON, || {
+        let owner = scene.owner(vip)?;
+        Ok((owner != third).then_some(owner))
+    })?;
+    scene.wait_status(vip, &scene.nodes[fourth].name)?;
+    scene.lab.kubectl(["label", "node", excluded, &format!("{label}-")])?.ok()?;
+
     // As a DaemonSet rolls: one node after the other, the next when the one before takes part again.
     for index in 0..3 {
         scene.nodes[index].stop()?;
@@ -73,12 +104,12 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     }
     scene.owner(vip)?;
     thread::sleep(Duration::from_secs(1));
+    let lasted = begun.elapsed().as_millis();
     let report = watch.stop();
-    // A request that is under way while the address moves may break: the new owner does not know its connection and resets
-    // it, or the old one can no longer send the answer. Nothing else may fail, and few of these at each of the five moves.
-    let under_way = ["connection reset", "operation would block"];
-    let broken: usize = under_way.iter().filter_map(|kind| report.by_failure.get(*kind)).sum();
-    ensure!(report.failures == broken && broken <= 15 && report.requests > 1000, "{report}");
+    let broken = under_way(&report);
+    ensure!(report.failures == broken && broken <= 18, "{report}");
+    ensure!(report.longest_gap < faults::LIMIT, "the address was without an owner: {report}");
+    ensure!(report.requests as u128 * 10 >= lasted * 9, "in {lasted} ms only {report}");
     Ok(())
 }
 
@@ -128,6 +159,9 @@ fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew
         );
         let answer = scene.client().client().get(&format!("http://{vip}/"))?;
         ensure!(answer.body == scene.nodes[1].name, "{answer:?}");
+        let ready = scene.nodes[1].host.client().get("http://127.0.0.1:10212/readyz")?;
+        let stale = "the API server has not answered yet: this node serves what it knew last";
+        ensure!(ready.status == 503 && ready.body.contains(stale), "{ready:?}");
         Ok(())
     })();
     scene.lab.start_apiserver()?;
@@ -136,26 +170,50 @@ fn both_processes_come_back_without_the_api_server_and_serve_from_what_they_knew
 }
 
 #[test]
+fn without_any_ipv4_an_address_is_elected_announced_and_moved() -> Result<()> {
+    let segment = Segment::new_v6(4)?;
+    let scene = Scene::new(server()?, &segment, 3, "100ms")?;
+    let vip = Ipv6Addr::new(0xfd87, 0, 0, 0, 0, 0, 2, 0x61);
+    scene.reserve(vip)?;
+    let first = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[first].name)?;
+    let client = scene.client().client().limit(faults::LIMIT);
+    let watch = client.watch(&format!("http://[{vip}]/"), faults::WARM)?;
+    watch.wait_answers(50, SOON)?;
+    let second = (first + 1) % 3;
+    let prefer = json!({"spec": {"preferredNode": scene.nodes[second].name}}).to_string();
+    scene.lab.kubectl(["patch", "virtualip", &name_of(vip.into()), "--type=merge", "-p", &prefer])?.ok()?;
+    scene.wait_status(vip, &scene.nodes[second].name)?;
+    ensure!(scene.owner(vip)? == second, "another node has the address");
+    let report = watch.stop();
+    let broken = under_way(&report);
+    ensure!(report.failures == broken && broken <= 3, "{report}");
+    // Each knows the others by their link-local addresses.
+    command::until("all peers to be known", SOON, || {
+        let peers = scene.object("vipnode", &scene.nodes[first].name)?["status"]["peers"].clone();
+        let peers = peers.as_array().context("no peers")?;
+        ensure!(!peers.is_empty() && peers.iter().all(|peer| peer["node"].is_string()), "{peers:?}");
+        Ok(Some(()))
+    })?;
+    segment.isolate(scene.nodes[second].host.number())?;
+    command::until("an answer from another node", SOON, || {
+        let answer = client.get(&format!("http://[{vip}]/"))?;
+        Ok((answer.body != scene.nodes[second].name).then_some(()))
+    })
+}
+
+#[test]
 fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() -> Result<()> {
     let segment = Segment::new(4)?;
     let scene = Scene::new(server()?, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 64);
     scene.reserve(vip)?;
-    let owner = scene.owner(vip)?;
-    let number = scene.nodes[owner].host.number();
+    scene.owner(vip)?;
     scene.lab.stop_apiserver()?;
     let outcome = (|| -> Result<()> {
-        let url = format!("http://{vip}/");
-        let watch =
-            scene.client().client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(5))?;
-        watch.wait_answers(50, SOON)?;
-        segment.unplug(number)?;
-        let next = scene.owner(vip)?;
-        ensure!(next != owner, "the node that was cut off still has the address");
-        let report = watch.stop();
+        let (next, report) = faults::unplug(&scene, vip)?;
         println!("longest gap {} ms", report.longest_gap.as_millis());
         ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
-        segment.plug(number)?;
         // Longer than a carrier has to last before its node takes part again.
         for _ in 0..10 {
             thread::sleep(Duration::from_millis(500));
@@ -259,14 +317,14 @@ fn two_owners_are_told_and_the_better_one_remains_when_they_hear_each_other_agai
 
 #[test]
 fn whatever_is_killed_or_stopped_there_is_one_owner_and_it_answers() -> Result<()> {
-    let segment = Segment::new(4)?;
+    let segment = Segment::new(3 + faults::HOSTS)?;
     let mut scene = Scene::new(server()?, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 63);
     scene.reserve(vip)?;
     // Each of them twice in a row: what one leaves behind meets the next.
     for fault in faults::ALL.into_iter().filter(|fault| fault.times == 2) {
         let measured = fault.strike(&mut scene, vip)?;
-        println!("{fault}: {measured}");
+        println!("{fault}: {measured}; goal: {}", fault.goal());
         fault.judge(&measured).with_context(|| format!("{fault}: {measured}"))?;
     }
     Ok(())

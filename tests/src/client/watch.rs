@@ -16,8 +16,8 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use super::Target;
-use crate::netns::Netns;
+use super::{Response, Target};
+use crate::{command, netns::Netns};
 
 /// A client that is asking.
 #[derive(Debug)]
@@ -58,16 +58,7 @@ impl Watch {
         every: Duration,
         limit: Duration,
     ) -> Result<Self> {
-        let start = Instant::now();
-        let seen = Seen {
-            requests: 0,
-            answers: Vec::new(),
-            by_answer: BTreeMap::new(),
-            by_failure: BTreeMap::new(),
-            start,
-        };
-        let seen = Arc::new(Mutex::new(seen));
-        let stop = Arc::new(AtomicBool::new(false));
+        let (seen, stop) = (Seen::new(), Arc::new(AtomicBool::new(false)));
         // As many as can be waiting at once, and a few more.
         let count = usize::try_from(limit.as_millis() / every.as_millis().max(1))?.clamp(2, 500) + 4;
         let (sender, receiver) = mpsc::channel::<()>();
@@ -98,6 +89,29 @@ impl Watch {
             })
         };
         Ok(Self { stop, seen, beat: Some(beat) })
+    }
+
+    pub(super) fn start_cold(netns: Option<Netns>, target: Target, every: Duration, limit: Duration) -> Self {
+        let (seen, stop) = (Seen::new(), Arc::new(AtomicBool::new(false)));
+        let (shared, done) = (Arc::clone(&seen), Arc::clone(&stop));
+        let beat = thread::spawn(move || {
+            let entered = netns.as_ref().map_or(Ok(()), Netns::enter);
+            let address = target.address.ip().to_string();
+            let ask = || -> Result<Response, String> {
+                entered.as_ref().map_err(|error| format!("{error:#}"))?;
+                let forget = command::words(&["ip", "neighbour", "flush", "to", &address]);
+                forget.and_then(command::Output::ok).map_err(|error| format!("{error:#}"))?;
+                target.ask(limit).map_err(|error| error.kind().to_string())
+            };
+            while !done.load(Ordering::Relaxed) {
+                let next = Instant::now() + every;
+                lock(&shared).requests += 1;
+                let answer = ask();
+                lock(&shared).note(answer);
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        });
+        Self { stop, seen, beat: Some(beat) }
     }
 
     /// What it saw so far.
@@ -143,6 +157,28 @@ impl Drop for Watch {
 }
 
 impl Seen {
+    fn new() -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            requests: 0,
+            answers: Vec::new(),
+            by_answer: BTreeMap::new(),
+            by_failure: BTreeMap::new(),
+            start: Instant::now(),
+        }))
+    }
+
+    /// What came of a request, just now.
+    fn note(&mut self, answer: Result<Response, String>) {
+        match answer {
+            Ok(answer) if answer.status == 200 => {
+                self.answers.push(Instant::now());
+                *self.by_answer.entry(answer.body).or_default() += 1;
+            }
+            Ok(answer) => *self.by_failure.entry(format!("status {}", answer.status)).or_default() += 1,
+            Err(reason) => *self.by_failure.entry(reason).or_default() += 1,
+        }
+    }
+
     fn report(&self, end: Instant) -> Report {
         let mut times = self.answers.clone();
         times.push(self.start);
@@ -187,16 +223,7 @@ fn work(
             Ok(()) => target.ask(limit).map_err(|error| error.kind().to_string()),
             Err(error) => Err(format!("{error:#}")),
         };
-        let now = Instant::now();
-        let mut seen = lock(seen);
-        match answer {
-            Ok(answer) if answer.status == 200 => {
-                seen.answers.push(now);
-                *seen.by_answer.entry(answer.body).or_default() += 1;
-            }
-            Ok(answer) => *seen.by_failure.entry(format!("status {}", answer.status)).or_default() += 1,
-            Err(reason) => *seen.by_failure.entry(reason).or_default() += 1,
-        }
+        lock(seen).note(answer);
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{
     fs,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::{Child, Command},
 };
 
 use anyhow::{Result, ensure};
-use lab::{Host, Lab, Server, command, memory, paths, product};
+use lab::{Host, Lab, Server, command, memory, product};
 use serde_json::{Value, json};
 
 /// The processes of a node.
@@ -36,7 +37,7 @@ impl<'a> Node<'a> {
         // Among the lab's logs, which are kept and named when something fails.
         let folder = lab.logs_dir().join("native").join(host.netns().name());
         fs::create_dir_all(folder.join("state"))?;
-        fs::write(folder.join("kubeconfig"), credentials(lab, &name)?.to_string())?;
+        fs::write(folder.join("kubeconfig"), credentials(lab, host, &name)?.to_string())?;
         let server = Server::start(host.netns(), &name)?;
         let mut this = Self { host, name, lab, folder, interval, vrrp: None, agent: None, _server: server };
         this.launch(Part::Vrrp)?;
@@ -46,7 +47,7 @@ impl<'a> Node<'a> {
 
     /// Starts one of the processes, as the kubelet does when it has ended.
     pub fn launch(&mut self, part: Part) -> Result<()> {
-        let mut program = Command::new(paths::target().join("debug/vip-node"));
+        let mut program = Command::new(crate::program());
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log(part))?;
         program.stderr(log).env("VIP_LINK", self.folder.join("vrrp.sock"));
         match part {
@@ -115,7 +116,7 @@ impl<'a> Node<'a> {
     }
 
     /// Whether its kernel has an address.
-    pub fn has(&self, address: &str) -> Result<bool> {
+    pub fn has(&self, address: IpAddr) -> Result<bool> {
         Ok(self
             .host
             .exec("ip -oneline address show dev eth0")?
@@ -142,10 +143,11 @@ impl Drop for Node<'_> {
 }
 
 /// The credentials of a node's agent, and the node itself, which no kubelet registers.
-fn credentials(lab: &Lab, node: &str) -> Result<Value> {
+fn credentials(lab: &Lab, host: &Host, node: &str) -> Result<Value> {
     let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}});
     lab.apply(&object.to_string())?;
     let mut config = product::agent_kubeconfig(lab, node)?;
-    config["clusters"][0]["cluster"]["server"] = json!("https://10.87.0.1:6443");
+    config["clusters"][0]["cluster"]["server"] =
+        json!(format!("https://{}", SocketAddr::new(host.gateway(), 6443)));
     Ok(config)
 }

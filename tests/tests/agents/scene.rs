@@ -1,10 +1,11 @@
 //! Nodes of the native lab on one segment, and what tests and measurements ask of them.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail, ensure};
 use lab::{Host, Lab, Segment, command};
 use serde_json::{Value, json};
+use vip_core::api::name_of;
 
 use crate::node::Node;
 
@@ -15,7 +16,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 /// Installs the product; its DaemonSet finds no kubelet.
 pub fn install(lab: &Lab) -> Result<()> {
-    let words = ["vip", "install", "--wait=false", "--pool", "native=10.87.2.0/24"];
+    let words = ["vip", "install", "--wait=false", "--pool", "native=10.87.2.0/24,fd87::2:0/112"];
     lab.kubectl_for(Duration::from_secs(120), words)?.ok().map(drop)
 }
 
@@ -37,39 +38,53 @@ impl<'a> Scene<'a> {
     }
 
     /// Reserves a bare address.
-    pub fn reserve(&self, address: Ipv4Addr) -> Result<()> {
+    pub fn reserve(&self, address: impl Into<IpAddr>) -> Result<()> {
+        let address = address.into();
         let vip = json!({
-            "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address.to_string()},
+            "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": name_of(address)},
             "spec": {"address": address.to_string(), "virtualRouter": VRID},
         });
         self.lab.kubectl(["delete", "virtualip", "--all"])?.ok()?;
         self.lab.apply(&vip.to_string()).map(drop)
     }
 
-    /// The host after theirs.
+    /// The first host after theirs.
     pub fn client(&self) -> &Host {
-        self.segment.host(u8::try_from(self.nodes.len()).unwrap_or(u8::MAX) + 1)
+        self.beyond(1)
+    }
+
+    /// The hosts after theirs, from 1.
+    pub fn beyond(&self, number: u8) -> &Host {
+        self.segment.host(u8::try_from(self.nodes.len()).unwrap_or(u8::MAX) + number)
     }
 
     /// The numbers of the nodes whose kernel has an address.
-    pub fn bound(&self, address: Ipv4Addr) -> Result<Vec<usize>> {
+    pub fn bound(&self, address: impl Into<IpAddr>) -> Result<Vec<usize>> {
+        let address = address.into();
         let mut bound = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
-            if node.has(&address.to_string())? {
+            if node.has(address)? {
                 bound.push(index);
             }
         }
         Ok(bound)
     }
 
-    /// Waits for the one owner of an address: bound there alone, and answering alone.
-    pub fn owner(&self, address: Ipv4Addr) -> Result<usize> {
-        let client = self.client();
+    /// Waits for the one owner of an address: bound there alone, and answering alone: by ARP, or over IPv6 whom the client reaches.
+    pub fn owner(&self, address: impl Into<IpAddr>) -> Result<usize> {
+        let (address, client) = (address.into(), self.client());
         command::until(&format!("one owner of {address}"), SOON, || {
             let bound = self.bound(address)?;
-            let answering = client.arp_owner(address, Duration::from_millis(200))?;
+            let answering = match address {
+                IpAddr::V4(four) => client.arp_owner(four, Duration::from_millis(200))?,
+                IpAddr::V6(_) => vec![client.client().get(&format!("http://[{address}]/"))?.body],
+            };
+            let known_as = |node: &Node<'_>| match address {
+                IpAddr::V4(_) => node.host.mac(),
+                IpAddr::V6(_) => Ok(node.name.clone()),
+            };
             match bound.as_slice() {
-                [one] if answering == [self.nodes[*one].host.mac()?] => Ok(Some(*one)),
+                [one] if answering == [known_as(&self.nodes[*one])?] => Ok(Some(*one)),
                 _ => bail!("bound on {bound:?}, answering: {answering:?}"),
             }
         })
@@ -81,9 +96,10 @@ impl<'a> Scene<'a> {
     }
 
     /// Waits until the status of an address names a node.
-    pub fn wait_status(&self, address: Ipv4Addr, node: &str) -> Result<()> {
+    pub fn wait_status(&self, address: impl Into<IpAddr>, node: &str) -> Result<()> {
+        let address = address.into();
         command::until(&format!("the status of {address} to name {node}"), SOON, || {
-            let vip = self.object("virtualip", &address.to_string())?;
+            let vip = self.object("virtualip", &name_of(address))?;
             ensure!(vip["status"]["node"] == node, "it says {}", vip["status"]);
             Ok(Some(()))
         })
