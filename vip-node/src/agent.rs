@@ -233,8 +233,9 @@ impl Agent {
             (false, message) => Some(message.unwrap_or_else(|| "not ready".to_owned())),
         };
         if !self.synced {
-            let stale = "the API server has not answered yet: this node serves what it knew last".to_owned();
-            return self.health.turn(Some(unready.unwrap_or(stale)));
+            let stale = "the API server has not answered yet: this node serves what it knew last";
+            let more = unready.map(|why| format!("; {why}")).unwrap_or_default();
+            return self.health.turn(Some(format!("{stale}{more}")));
         }
         self.health.turn(unready);
         let now = now();
