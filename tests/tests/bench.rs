@@ -97,32 +97,67 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn outages() -> Result<()> {
-    let runs = match env::var("BENCH_RUNS") {
-        Ok(text) => {
-            text.parse().ok().filter(|runs| *runs > 0).context("BENCH_RUNS is not a number of runs")?
-        }
-        Err(_) => RUNS,
-    };
-    outage::compare(runs, env::var("BENCH").is_ok_and(|word| word == "full"))
+/// How often something is measured.
+fn runs() -> Result<u32> {
+    match env::var("BENCH_RUNS") {
+        Ok(text) => text.parse().ok().filter(|runs| *runs > 0).context("BENCH_RUNS is not a number of runs"),
+        Err(_) => Ok(RUNS),
+    }
 }
 
-/// The owner's processes killed and stopped: what a client that knows the owner sees, and one that asks who it is.
+/// Whether all is wanted, also what takes long.
+fn full() -> bool {
+    env::var("BENCH").is_ok_and(|word| word == "full")
+}
+
+fn outages() -> Result<()> {
+    outage::compare(runs()?, full())
+}
+
+/// The owner's processes killed and stopped, and its plug pulled, with both processes of the product on each host.
 fn process_faults() -> Result<()> {
+    println!("three hosts with vrrp and agent, and an API server; adverts every 100 ms; of each fault");
     println!(
-        "three hosts and an API server, adverts every 100 ms, a request and an ARP question every 5 and 20 ms"
+        "  warm, cold: of the requests of a client that knows the owner's MAC ({} ms apart), and of one that forgets it before",
+        faults::WARM.as_millis()
     );
+    println!(
+        "  each ({} ms apart), how many failed, and the longest time without an answer",
+        faults::COLD.as_millis()
+    );
+    println!("  ARP: how long at most nobody and how long two answered a host that asks every 20 ms");
     let lab: &'static Lab = Box::leak(Box::new(Lab::up("bench", Parts::Api)?));
     scene::install(lab)?;
-    let segment = Segment::new(4)?;
+    let segment = Segment::new(3 + faults::HOSTS)?;
     let mut scene = scene::Scene::new(lab, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 66);
     scene.reserve(vip)?;
     for fault in faults::ALL {
-        println!("{fault}: {}", fault.strike(&mut scene, vip)?);
+        println!("{fault}: {}; goal: {}", fault.strike(&mut scene, vip)?, fault.goal());
     }
+    unplugged(&scene, vip)?;
     drop(scene);
     Lab::remove("bench")
+}
+
+/// The owner's plug pulled again and again while the API server is away.
+fn unplugged(scene: &scene::Scene<'_>, vip: Ipv4Addr) -> Result<()> {
+    let runs = runs()?;
+    scene.lab.stop_apiserver()?;
+    let mut gaps = Vec::new();
+    for _ in 0..runs {
+        gaps.push(faults::unplug(scene, vip)?.1.longest_gap);
+        // A carrier has to last before its node takes part again.
+        thread::sleep(Duration::from_secs(4));
+    }
+    scene.lab.start_apiserver()?;
+    gaps.sort_unstable();
+    println!(
+        "unplugged while the API server is away, {runs} times: the address did not answer for {} in the middle, {} at most; goal: 400 ms at most",
+        ms(percentile(&gaps, 50)),
+        ms(percentile(&gaps, 100))
+    );
+    Ok(())
 }
 
 /// Owners under loss.

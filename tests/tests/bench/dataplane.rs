@@ -35,7 +35,7 @@ fn within(lab: &Lab) -> Result<()> {
             .with_context(|| format!("can't copy {} into the machine", program.display()))?;
     }
     // From the machine's memory: the pages of a program in the shared folder are fetched one by one.
-    let services = if env::var("BENCH").is_ok_and(|word| word == "full") { 5000 } else { 1000 };
+    let services = if crate::full() { 5000 } else { 1000 };
     let command = format!(
         "cp {0}/bench {0}/vip-node /run && /run/bench {INSIDE} {1} {services}",
         there.display(),

@@ -57,7 +57,15 @@ pub fn compare(runs: u32, full: bool) -> Result<()> {
     println!(
         "outage of an address in ms, {runs} runs each, as a client sees it that asks every ms by UDP and knows the owner's"
     );
-    println!("MAC; with 250 addresses it asks the first and the last of the list:");
+    println!(
+        "MAC; with 250 addresses it asks the first and the last of the list. Both are alone with their VRRP: vip-node has"
+    );
+    println!("no agent here that would guard it, see `faults` for that.");
+    if !full {
+        println!(
+            "Left out unless BENCH=full: SIGKILL, SIGSTOP and handover at 10 ms and 1 s, and with 250 addresses."
+        );
+    }
     println!("  {:43} vip-node            keepalived", "");
     println!(
         "  {:12} {:>8}  {:13}   median  largest     median  largest   ratio of the medians",

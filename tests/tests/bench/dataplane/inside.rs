@@ -3,13 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Segment, command, netns::in_new_netns};
+use lab::netns::in_new_netns;
 use vip_core::{
     api::Scheduler,
     plan::{Change, Protocol, ServiceKey, Settings, Tables, VirtualService, plan},
@@ -17,14 +16,7 @@ use vip_core::{
 use vip_node::dataplane::{Dataplane as _, Kernel};
 
 use super::rival::Rival;
-use crate::{
-    adverts::Ear,
-    lateness::{Lateness, listen, oversleep},
-    loader::Loader,
-    ms, percentile,
-    slowdown::Slowdown,
-    vrrp::{SOON, Vrrp},
-};
+use crate::{lateness, loader::Loader, ms, percentile, slowdown::Slowdown};
 
 /// Destinations of a service.
 const DESTINATIONS: u16 = 5;
@@ -35,8 +27,6 @@ const TIMES: u8 = 200;
 const GOAL: (Duration, f64) = (Duration::from_millis(10), 0.01);
 /// How often keepalived is asked for each change.
 const RELOADS: u32 = 3;
-/// The priorities of an owner and of who would take over.
-const PRIORITIES: [u8; 2] = [254, 224];
 /// How often everything is flushed while others listen to the adverts.
 const FLUSHES: u8 = 3;
 /// Endpoints that come and go then, how often, and for how long.
@@ -239,29 +229,21 @@ fn refill(services: u16) -> Result<()> {
     Ok(())
 }
 
-/// Adverts every 100 ms, as another host hears them, while the owner's whole table is flushed and filled.
+/// Adverts of an owner whose whole table is loaded, flushed and filled, while its machine has other work too.
 fn adverts(services: u16) -> Result<()> {
-    let segment = Segment::new(3)?;
-    let mut both = Vec::new();
-    for (number, priority) in (1..).zip(PRIORITIES) {
-        let vrrp = Vrrp::start(segment.host(number), number)?;
-        vrrp.elect_with(priority)?;
-        both.push(vrrp);
-        command::until("the first to be the owner", SOON, || Ok(both[0].is_bound()?.then_some(())))?;
-    }
     let desired = desired(services);
     let (extra, every, flapping) = FLAPPING;
     let mut crowded = desired.clone();
     if let Some(service) = crowded.services.values_mut().next() {
         service.destinations.extend((0..extra).map(|n| (pod_of(n, 100), 1)));
     }
-    let ear = Ear::open(segment.host(3))?;
-    let done = AtomicBool::new(false);
-    let (heard, bare, took) = thread::scope(|scope| -> Result<_> {
-        let sleeper = scope.spawn(|| oversleep(&done));
-        let listening = scope.spawn(|| listen(&ear, || done.load(Ordering::Relaxed)));
-        let clock = Instant::now();
-        let filled = segment.host(1).run(|| -> Result<()> {
+    let what = format!(
+        "{services} services x {DESTINATIONS} loaded and {FLUSHES} times flushed and filled, {extra} endpoints that come and go for \
+         {} s, and all deleted",
+        flapping.as_secs()
+    );
+    lateness::beside(&what, |owner| {
+        owner.run(|| {
             let mut kernel = kernel();
             converge(&mut kernel, &desired)?;
             for _ in 0..FLUSHES {
@@ -277,22 +259,8 @@ fn adverts(services: u16) -> Result<()> {
             }
             // Everything is deleted at once.
             converge(&mut kernel, &Tables::default()).map(drop)
-        });
-        let took = clock.elapsed();
-        done.store(true, Ordering::Relaxed);
-        filled??;
-        let heard = listening.join().ok().context("the listener ended badly")??;
-        Ok((heard, sleeper.join().ok().context("the sleeper ended badly")?, took))
-    })?;
-    println!(
-        "adverts every 100 ms while {services} services x {DESTINATIONS} are loaded and {FLUSHES} times flushed and filled, {extra} \
-         endpoints come and go for {} s, and all is deleted, {:.1} s:",
-        flapping.as_secs(),
-        took.as_secs_f64()
-    );
-    println!("  {}", Lateness::of(&heard, &segment)?);
-    println!("  a bare thread that slept for 100 ms again and again meanwhile was up to {} late", ms(bare));
-    Ok(())
+        })?
+    })
 }
 
 fn ratio(a: Duration, b: Duration) -> f64 {
