@@ -19,12 +19,13 @@ codes! {
         ],
     }
     KUBE_PROXY_IPVS = "VIP003" Error Cluster "kube-proxy runs in IPVS mode" {
-        cause: "The ConfigMap kube-proxy in namespace kube-system says `mode: ipvs`, without excludeCIDRs.",
+        cause: "The ConfigMap kube-proxy in namespace kube-system says `mode: ipvs`, or the command line of kube-proxy does, or that of \
+                k3s or RKE2 on a node, and excludeCIDRs lacks addresses of a pool.",
         consequence: "That mode owns all of the kernel's IPVS: it deletes the services of the virtual IPs whenever it looks. \
                       Traffic to them ends at the node.",
         remedies: [
-            "use its nftables mode: `mode: nftables` in that ConfigMap, then restart kube-proxy",
-            "or keep its hands off: `ipvs: {excludeCIDRs: [...]}` with the CIDRs of all pools",
+            "use its nftables mode: `mode: nftables` in that ConfigMap, or `--proxy-mode=nftables`; then restart kube-proxy",
+            "or keep its hands off: `ipvs: {excludeCIDRs: [...]}` or `--ipvs-exclude-cidrs` with the CIDRs of all pools",
         ],
     }
     POD_SECURITY = "VIP004" Error Cluster "the agents' namespace refuses their pods" {

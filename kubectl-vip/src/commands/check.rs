@@ -5,6 +5,7 @@
 
 pub mod cluster;
 mod facts;
+pub mod kube_proxy;
 mod network;
 mod nodes;
 mod objects;

@@ -236,6 +236,22 @@ fn planted_faults_are_found_and_nothing_else() {
     lab.apply(&config.to_string()).unwrap();
     scene.finds("kube-proxy in IPVS mode", &["VIP003"], |_| ());
     scene.kubectl(&["delete", "configmap", "kube-proxy", "-n", "kube-system"]);
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": {"k8s-app": "kube-proxy"}},
+            "template": {
+                "metadata": {"labels": {"k8s-app": "kube-proxy"}},
+                "spec": {"containers": [
+                    {"name": "kube-proxy", "image": "kube-proxy", "command": ["kube-proxy", "--proxy-mode=ipvs"]}]},
+            },
+        },
+    });
+    lab.apply(&set.to_string()).unwrap();
+    scene.finds("kube-proxy in IPVS mode by its command line", &["VIP003"], |_| ());
+    scene.kubectl(&["delete", "daemonset", "kube-proxy", "-n", "kube-system"]);
+    // No kubelet ends its pods.
+    scene.kubectl(&["delete", "pods", "-l", "k8s-app=kube-proxy", "-n", "kube-system", "--force"]);
 
     // The plugin would refuse it, and admission knows only virtual routers.
     let overlap = json!({

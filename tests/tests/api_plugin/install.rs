@@ -70,16 +70,19 @@ fn a_cluster_whose_kube_proxy_uses_ipvs_is_refused() {
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
         "data": {"config.conf": "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvs\n"},
     });
+    lab.kubectl(["delete", "virtualips,vippools", "--all"]).and_then(Output::ok).unwrap();
+    said(lab, "pool create modes 10.98.80.8/29");
     lab.apply(&map.to_string()).unwrap();
     let output = vip(lab, "install --wait=false");
     let skipped = vip(lab, "install --dry-run=server --skip-checks VIP003").and_then(Output::ok);
+    said(lab, "pool delete modes");
     lab.kubectl(["delete", "configmap", "kube-proxy", "-n", "kube-system"]).and_then(Output::ok).unwrap();
     let output = output.unwrap();
     assert_eq!((output.code, output.stdout.as_str()), (1, ""), "nothing was applied");
     assert!(
         output.stderr.ends_with(
             "Error: kube-proxy runs in IPVS mode (ConfigMap kube-proxy in namespace kube-system): it deletes IPVS services it does not \
-             know; use its nftables mode, or ipvs.excludeCIDRs with the CIDRs of the pools\n\
+             know; use its nftables mode, or excludeCIDRs: 10.98.80.8/29\n\
              hint: kubectl edit configmap kube-proxy -n kube-system\n\
              hint: kubectl vip explain VIP003; to leave this check out: --skip-checks VIP003\n"
         ),

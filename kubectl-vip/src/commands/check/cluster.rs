@@ -3,17 +3,15 @@
 use std::cmp::Ordering;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::{Api, ResourceExt};
-use serde_json::Value;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::ResourceExt;
+use vip_core::validate::check_pools;
 
-use super::Report;
 use super::facts::Facts;
 use super::rights::Lack;
-use crate::cluster::{Cluster, permitted};
+use super::{Report, kube_proxy};
 use crate::codes::cluster as codes;
 use crate::codes::{Group, Problem};
-use crate::exit::Result;
 use crate::output::NONE;
 
 /// The first minor version of Kubernetes 1 whose rules can read IP addresses.
@@ -33,13 +31,9 @@ pub fn judge(facts: &Facts, report: &mut Report) {
         None => {
             report.forbidden(Group::Cluster, "ConfigMap kube-proxy: the mode of kube-proxy is not checked")
         }
-        Some(map) => {
-            let well = match map.as_ref().and_then(mode_of) {
-                Some(mode) if !mode.is_empty() => format!("kube-proxy does not disturb IPVS (mode {mode})"),
-                Some(_) => "kube-proxy does not disturb IPVS (its default mode)".to_owned(),
-                None => "no kube-proxy that would disturb IPVS is configured".to_owned(),
-            };
-            report.verdict(Group::Cluster, well, map.as_ref().and_then(kube_proxy_ipvs));
+        Some(found) => {
+            let (pools, _) = check_pools(facts.pools.iter().flatten());
+            report.verdict(Group::Cluster, kube_proxy::well(found), kube_proxy::problem(found, &pools));
         }
     }
     let namespace = &facts.namespace;
@@ -121,34 +115,6 @@ fn not_allowed(lack: &Lack) -> Problem {
     }
 }
 
-/// kube-proxy's configuration, where it is the ConfigMap that kubeadm writes; `None` when it may not be read.
-pub async fn kube_proxy(cluster: &Cluster) -> Result<Option<Option<ConfigMap>>> {
-    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "kube-system");
-    permitted(maps.get_opt("kube-proxy").await)
-}
-
-/// A kube-proxy that would delete our IPVS services, unless that is excluded by hand.
-pub fn kube_proxy_ipvs(map: &ConfigMap) -> Option<Problem> {
-    let config = config_of(map)?;
-    let excluded = config["ipvs"]["excludeCIDRs"].as_array().is_some_and(|list| !list.is_empty());
-    (config["mode"] == "ipvs" && !excluded).then(|| Problem {
-        code: &codes::KUBE_PROXY_IPVS,
-        about: "kube-proxy".to_owned(),
-        message: "kube-proxy runs in IPVS mode (ConfigMap kube-proxy in namespace kube-system): it deletes IPVS services it \
-                  does not know; use its nftables mode, or ipvs.excludeCIDRs with the CIDRs of the pools"
-            .to_owned(),
-        command: "kubectl edit configmap kube-proxy -n kube-system".to_owned(),
-    })
-}
-
-fn config_of(map: &ConfigMap) -> Option<Value> {
-    serde_saphyr::from_str(map.data.as_ref()?.get("config.conf")?).ok()
-}
-
-fn mode_of(map: &ConfigMap) -> Option<String> {
-    config_of(map)?["mode"].as_str().map(str::to_owned)
-}
-
 /// A namespace in which the agents' pods would be refused.
 pub fn pod_security(namespace: &Namespace) -> Option<Problem> {
     let level = namespace.labels().get(ENFORCE).filter(|level| *level != "privileged")?;
@@ -176,7 +142,7 @@ pub fn elsewhere(agents: &[DaemonSet], namespace: &str) -> Option<Problem> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -187,25 +153,6 @@ mod tests {
         for (major, minor) in [("1", "31"), ("1", "31+"), ("2", "0"), ("1", "")] {
             assert_eq!(code(major, minor), None, "{major}.{minor}");
         }
-    }
-
-    #[test]
-    fn the_mode_of_kube_proxy() {
-        let map = |config: &str| -> ConfigMap {
-            serde_json::from_value(json!({"data": {"config.conf": config}})).unwrap()
-        };
-        let code = |config: &str| kube_proxy_ipvs(&map(config)).map(|problem| problem.code.id);
-        assert_eq!(code("kind: KubeProxyConfiguration\nmode: ipvs\n"), Some("VIP003"));
-        for config in [
-            "mode: nftables\n",
-            "mode: \"\"\n",
-            "mode: ipvs\nipvs:\n  excludeCIDRs: [192.168.10.240/28]\n",
-            ": [",
-        ] {
-            assert_eq!(code(config), None, "{config}");
-        }
-        assert_eq!(mode_of(&map("mode: nftables\n")).as_deref(), Some("nftables"));
-        assert_eq!(mode_of(&map(": [")), None);
     }
 
     #[test]

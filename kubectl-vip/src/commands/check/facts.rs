@@ -2,13 +2,14 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use vip_core::api::{DAEMONSET, DEFAULT_NAMESPACE, VIPNode, VIPPool, VirtualIP};
 
+use super::kube_proxy::{self, KubeProxy};
 use super::rights::{Lack, agents_lack, missing, user_lacks};
 use crate::cluster::{Cluster, permitted, present};
 use crate::exit::Result;
@@ -26,8 +27,8 @@ pub struct Facts {
     pub named: bool,
     /// That namespace, if it is there.
     pub place: Option<Option<Namespace>>,
-    /// kube-proxy's configuration, if it is there.
-    pub proxy: Option<Option<ConfigMap>>,
+    /// What says how kube-proxy runs.
+    pub proxy: Option<Vec<KubeProxy>>,
     /// All DaemonSets.
     pub sets: Option<Vec<DaemonSet>>,
     /// Those of the agents.
@@ -61,7 +62,7 @@ impl Facts {
     pub async fn read(cluster: &Cluster, pre: bool) -> Result<Self> {
         let (version, proxy, sets, nodes, services, policies, cidrs) = futures::join!(
             cluster.client.apiserver_version(),
-            super::cluster::kube_proxy(cluster),
+            kube_proxy::read(cluster),
             all::<DaemonSet>(cluster),
             all::<Node>(cluster),
             all::<Service>(cluster),

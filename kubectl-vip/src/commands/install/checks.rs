@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
+use vip_core::validate::check_pools;
 
 use crate::cluster::{Cluster, permitted, present};
 use crate::codes::{Code, Problem, Severity};
-use crate::commands::check::cluster as judge;
+use crate::commands::check::{cluster as judge, kube_proxy};
 use crate::exit::{Failure, Result};
 use crate::output::say;
 use crate::wait::{self, Ended, Look};
@@ -15,22 +16,25 @@ use crate::wait::{self, Ended, Look};
 /// Refuses a cluster in which it could not work, except for what is to be skipped.
 pub async fn run(cluster: &Cluster, namespace: &str, skip: &[&'static Code]) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
-    let (version, proxy, agents, place) = futures::join!(
+    let (version, proxy, agents, place, pools) = futures::join!(
         cluster.client.apiserver_version(),
-        judge::kube_proxy(cluster),
+        kube_proxy::read(cluster),
         cluster.list_agents(),
-        namespaces.get_opt(namespace)
+        namespaces.get_opt(namespace),
+        cluster.list_pools()
     );
     let version = version?;
     let proxy = proxy?;
     if proxy.is_none() {
         say("warning: ConfigMap kube-proxy may not be read: its mode is not checked");
     }
+    // Before the first install there are none, nor a definition of them.
+    let (pools, _) = check_pools(&pools.unwrap_or_default());
     // Our own namespace gets the right label.
     let place = permitted(place)?.flatten().filter(|place| !is_ours(place));
     let problems: Vec<Problem> = [
         judge::too_old(&version.major, &version.minor, &version.git_version),
-        proxy.flatten().as_ref().and_then(judge::kube_proxy_ipvs),
+        kube_proxy::problem(proxy.as_deref().unwrap_or_default(), &pools),
         place.as_ref().and_then(judge::pod_security),
         judge::elsewhere(&agents?.unwrap_or_default(), namespace),
     ]
