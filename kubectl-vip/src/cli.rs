@@ -184,7 +184,18 @@ pub struct Change {
     pub dry_run: DryRun,
     /// Print the objects instead of a line for each
     #[arg(short, long, value_enum, value_name = "FORMAT")]
-    pub output: Option<Document>,
+    pub output: Option<Written>,
+}
+
+/// Formats of what a command has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Written {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+    /// One resource/name for each line
+    Name,
 }
 
 /// Formats of whole objects.
@@ -264,10 +275,9 @@ pub struct UnexposeArgs {
     /// The Services (svc/NAME) or the virtual IPs
     #[arg(required = true, num_args = 1.., value_name = "svc/NAME|VIP")]
     pub target: Vec<String>,
-    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
-    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
-          default_missing_value = "client", value_name = "HOW")]
-    pub dry_run: DryRun,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
 }
 
 /// Arguments of `move`.
@@ -302,10 +312,12 @@ pub struct RebalanceArgs {
     /// How long to wait for each move
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
     pub timeout: Duration,
-    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
-    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
-          default_missing_value = "client", value_name = "HOW")]
-    pub dry_run: DryRun,
+    /// Leave the line of column names out
+    #[arg(long)]
+    pub no_headers: bool,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
 }
 
 /// Flags of every command that moves virtual IPs and then waits for their new owner.
@@ -427,10 +439,9 @@ pub struct PoolDeleteArgs {
     /// Name of the pool
     #[arg(value_name = "POOL")]
     pub name: String,
-    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
-    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
-          default_missing_value = "client", value_name = "HOW")]
-    pub dry_run: DryRun,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
 }
 
 /// The commands of `node`.
@@ -461,10 +472,9 @@ pub struct DrainArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
     pub wait: Wait,
-    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
-    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
-          default_missing_value = "client", value_name = "HOW")]
-    pub dry_run: DryRun,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
 }
 
 /// Arguments of `node undrain`.
@@ -473,10 +483,9 @@ pub struct UndrainArgs {
     /// Name of the node
     #[arg(value_name = "NODE")]
     pub node: String,
-    /// Show what would be done: with `client` nothing is sent, with `server` nothing is stored
-    #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
-          default_missing_value = "client", value_name = "HOW")]
-    pub dry_run: DryRun,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented where it is defined")]
+    pub change: Change,
 }
 
 fn scheduler(text: &str) -> Result<Scheduler, String> {
@@ -523,7 +532,7 @@ mod tests {
     #[test]
     fn dry_run_takes_its_value_with_an_equals_sign() {
         let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Unexpose(args) => args.dry_run,
+            Command::Unexpose(args) => args.change.dry_run,
             _ => DryRun::None,
         };
         assert_eq!(parse("kubectl-vip unexpose svc/web"), DryRun::None);
@@ -556,17 +565,17 @@ mod tests {
         let Ok(Command::Node(NodeCommand::Drain(args))) = parse("kubectl-vip node drain node-2 --yes") else {
             panic!("a drain")
         };
-        assert_eq!((args.node.as_str(), args.yes, args.dry_run), ("node-2", true, DryRun::None));
+        assert_eq!((args.node.as_str(), args.yes, args.change.dry_run), ("node-2", true, DryRun::None));
         let Ok(Command::Node(NodeCommand::Undrain(args))) =
             parse("kubectl-vip node undrain node-2 --dry-run=server")
         else {
             panic!("an undrain")
         };
-        assert_eq!((args.node.as_str(), args.dry_run), ("node-2", DryRun::Server));
+        assert_eq!((args.node.as_str(), args.change.dry_run), ("node-2", DryRun::Server));
         let Ok(Command::Rebalance(args)) = parse("kubectl-vip rebalance --dry-run --timeout 5s") else {
             panic!("a rebalance")
         };
-        assert_eq!((args.timeout.as_secs(), args.dry_run), (5, DryRun::Client));
+        assert_eq!((args.timeout.as_secs(), args.change.dry_run), (5, DryRun::Client));
         assert!(parse("kubectl-vip node drain").is_err());
     }
 

@@ -7,16 +7,18 @@ mod login;
 mod proxy;
 mod trace;
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::client::ClientBuilder;
 use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tower_layer::layer_fn;
 use vip_core::api::{
     DAEMONSET, PLUGIN_MANAGER, SILENT_AFTER_SECONDS, ServiceRef, VIPNode, VIPPool, VirtualIP,
@@ -116,10 +118,15 @@ impl Cluster {
         permitted(self.nodes().list(&ListParams::default()).await).map(|list| list.map(|l| l.items))
     }
 
+    /// Where the DaemonSets of the agents are, and which they are.
+    pub fn agents(&self) -> (Api<DaemonSet>, ListParams) {
+        let ours = ListParams::default().labels(&format!("app.kubernetes.io/component={DAEMONSET}"));
+        (Api::all(self.client.clone()), ours)
+    }
+
     /// The DaemonSets of the agents in all namespaces; `None` when the user may not see them.
     pub async fn list_agents(&self) -> Result<Option<Vec<DaemonSet>>> {
-        let agents: Api<DaemonSet> = Api::all(self.client.clone());
-        let ours = ListParams::default().labels(&format!("app.kubernetes.io/component={DAEMONSET}"));
+        let (agents, ours) = self.agents();
         permitted(agents.list(&ours).await).map(|list| list.map(|l| l.items))
     }
 
@@ -136,19 +143,25 @@ impl Cluster {
         let services = self.services(&self.namespace);
         match services.get_opt(name).await? {
             Some(service) => Ok(service),
-            None => {
-                // Who may read one Service may not be allowed to list them: then there is no suggestion.
-                let known = services.list_metadata(&ListParams::default()).await.map(|l| l.items);
-                let names: Vec<String> =
-                    known.unwrap_or_default().iter().map(ResourceExt::name_any).collect();
-                Err(Failure::new(format!(
-                    "services {name:?} not found (namespace {}, context {}){}",
-                    self.namespace,
-                    self.place(),
-                    suggest::ending(name, names.iter().map(String::as_str))
-                )))
+            None => Err(self.no_service(name).await),
+        }
+    }
+
+    /// There is no such Service in the current namespace, nor that namespace perhaps.
+    pub async fn no_service(&self, name: &str) -> Failure {
+        let place = format!("namespace {}, context {}", self.namespace, self.place());
+        let services = names_of(&self.services(&self.namespace)).await;
+        if services.is_empty() {
+            let namespaces = names_of(&Api::<Namespace>::all(self.client.clone())).await;
+            if !namespaces.is_empty() && !namespaces.contains(&self.namespace) {
+                let known = suggest::ending(&self.namespace, namespaces.iter().map(String::as_str));
+                return Failure::new(format!(
+                    "services {name:?} not found ({place}): there is no such namespace{known}"
+                ));
             }
         }
+        let known = suggest::ending(name, services.iter().map(String::as_str));
+        Failure::new(format!("services {name:?} not found ({place}){known}"))
     }
 
     /// Server-side apply of one object.
@@ -175,6 +188,15 @@ impl Cluster {
             None => Api::all_with(self.client.clone(), &resource),
         }
     }
+}
+
+/// The names of all objects of a kind, for a suggestion; none for those who may not list them.
+pub async fn names_of<K>(api: &Api<K>) -> Vec<String>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let list = api.list_metadata(&ListParams::default()).await.map(|list| list.items);
+    list.unwrap_or_default().into_iter().filter_map(|object| object.metadata.name).collect()
 }
 
 /// Group, version, kind and plural of an object of our manifests.

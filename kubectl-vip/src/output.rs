@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::cli::Document;
+use crate::cli::{Document, Written};
 use crate::exit::{Failure, Result};
 
 /// What stands for a value that does not exist.
@@ -123,6 +123,37 @@ pub fn bare<K: kube::Resource + Clone>(object: &K) -> K {
     let mut object = object.clone();
     object.meta_mut().managed_fields = None;
     object
+}
+
+/// Prints objects that were written: one by itself, several as a list.
+pub fn objects<T: Serialize>(objects: &[T], format: Written) -> Result<()> {
+    let values = objects.iter().map(serde_json::to_value).collect::<std::result::Result<Vec<_>, _>>();
+    let values = values.map_err(|error| Failure::new(format!("cannot print the result: {error}")))?;
+    let format = match format {
+        Written::Json => Document::Json,
+        Written::Yaml => Document::Yaml,
+        Written::Name => {
+            values.iter().for_each(|value| line(name(value)));
+            return Ok(());
+        }
+    };
+    match values.as_slice() {
+        [one] => document(one, format),
+        many => document(
+            &serde_json::json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": many}),
+            format,
+        ),
+    }
+}
+
+/// An object as kubectl names it: `vippool.kubectl-vip.io/lab`.
+fn name(object: &serde_json::Value) -> String {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let group = match text(&object["apiVersion"]).split_once('/') {
+        Some((group, _)) => format!(".{group}"),
+        None => String::new(),
+    };
+    format!("{}{group}/{}", text(&object["kind"]).to_lowercase(), text(&object["metadata"]["name"]))
 }
 
 /// Prints a document.

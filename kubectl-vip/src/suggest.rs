@@ -1,5 +1,11 @@
 //! "Did you mean": the name closest to a mistyped one.
 
+use std::net::IpAddr;
+
+use vip_core::api::{ServiceRef, VirtualIP};
+
+use crate::exit::Failure;
+
 /// The name that is close enough to be what was meant.
 pub fn closest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Two slips, or one in three letters: "wbe" is "web", "shop" is not "lab".
@@ -15,6 +21,19 @@ pub fn closest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
 /// The end of a sentence: `; did you mean "web"?`, or nothing.
 pub fn ending<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     closest(typed, known).map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
+}
+
+/// There is no such virtual IP.
+pub fn no_virtual_ip(address: IpAddr, vips: &[VirtualIP]) -> Failure {
+    let known = ending(&address.to_string(), vips.iter().map(|vip| vip.spec.address.as_str()));
+    Failure::new(format!("virtual IP {address} not found{known}")).hint("kubectl vip status -A")
+}
+
+/// A Service has no virtual IP: perhaps another one of its namespace was meant that has one.
+pub fn not_exposed(at: &ServiceRef, vips: &[VirtualIP]) -> Failure {
+    let exposed = vips.iter().flat_map(|vip| &vip.spec.services).filter(|s| s.namespace == at.namespace);
+    let known = ending(&at.name, exposed.map(|service| service.name.as_str()));
+    Failure::new(format!("service {at} has no virtual IP{known}"))
 }
 
 #[cfg(test)]

@@ -73,7 +73,11 @@ fn vip(text: &str) -> Option<Target> {
 }
 
 fn unclear(text: &str) -> Failure {
-    Failure::new(format!("{text:?} names neither a Service (svc/NAME) nor a virtual IP"))
+    let failure = Failure::new(format!("{text:?} names neither a Service (svc/NAME) nor a virtual IP"));
+    // The commonest slip: what could be the name of a Service is no address.
+    let is_name = text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if is_name { failure.hint(format!("if it is a Service: svc/{text}")) } else { failure }
 }
 
 #[cfg(test)]
@@ -115,7 +119,7 @@ mod tests {
     fn others_are_told_how() {
         assert_eq!(
             parse(&["web"]).unwrap_err(),
-            r#"Error: "web" names neither a Service (svc/NAME) nor a virtual IP"#
+            "Error: \"web\" names neither a Service (svc/NAME) nor a virtual IP\nhint: if it is a Service: svc/web"
         );
         assert_eq!(
             parse(&["deploy/web"]).unwrap_err(),

@@ -12,19 +12,19 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::PostParams;
-use serde_json::json;
 use vip_core::api::{PLUGIN_MANAGER, Scheduler, ServiceRef, VirtualIP, VirtualIPSpec, name_of};
 use vip_core::validate::pool_of;
 use vip_core::vrrp::Family;
 
 use self::entry::{Entry, Method};
 use super::expose::choice::{Applicant, World, belongs, not_for};
-use super::expose::service;
+use super::expose::{machines, service};
 use crate::cli::{DryRun, ImportArgs};
-use crate::cluster::{Cluster, title_of};
+use crate::cluster::{Cluster, names_of, title_of};
 use crate::commands::version;
 use crate::exit::{Failure, Result};
 use crate::output::{self, say};
+use crate::suggest;
 
 /// For how long kube-keepalived-vip keeps a client with its backend: it writes `persistence_timeout 1800` for each Service.
 const PERSISTENCE_SECONDS: u32 = 1800;
@@ -41,18 +41,21 @@ pub async fn run(cluster: &Cluster, args: &ImportArgs) -> Result<()> {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
     let (map, pools, vips, nodes) =
         futures::join!(maps.get_opt(name), cluster.list_pools(), cluster.list_vips(), cluster.list_nodes());
-    let map = map?.ok_or_else(|| {
-        Failure::new(format!(
-            "configmaps {name:?} not found (namespace {namespace}, context {})",
-            cluster.place()
+    let Some(map) = map? else {
+        let known = names_of(&maps).await;
+        return Err(Failure::new(format!(
+            "configmaps {name:?} not found (namespace {namespace}, context {}){}",
+            cluster.place(),
+            suggest::ending(name, known.iter().map(String::as_str))
         ))
-        .hint("kube-keepalived-vip names it in its flag --services-configmap")
-    })?;
+        .hint("kube-keepalived-vip names it in its flag --services-configmap"));
+    };
     let nodes = nodes?.unwrap_or_default();
     version::refuse_skew(&nodes)?;
     say(format!("Importing configmap {namespace}/{name} into {}", cluster.name()));
 
-    let world = World::new(pools?, vips?, &nodes, Timestamp::now());
+    let mut world = World::new(pools?, vips?, &nodes, Timestamp::now());
+    world.add_hosts(&machines(cluster).await?);
     let mut import = Import { cluster, args, world, made: Vec::new(), outside: Vec::new(), refused: 0 };
     let data = map.data.unwrap_or_default();
     let all = data.len();
@@ -116,6 +119,7 @@ impl Import<'_> {
                 alone: false,
             },
         };
+        self.world.refuse_host(address)?;
         let Some(pool) = pool_of(&self.world.pools, address) else {
             self.outside.push(address);
             return Err(Failure::new("it is in no pool"));
@@ -196,11 +200,7 @@ impl Import<'_> {
 
     fn finish(self, all: usize) -> Result<()> {
         if let Some(format) = self.args.change.output {
-            let items: Vec<VirtualIP> = self.made.iter().map(output::bare).collect();
-            let list = json!({
-                "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIPList", "metadata": {}, "items": items,
-            });
-            output::document(&list, format)?;
+            output::objects(&self.made.iter().map(output::bare).collect::<Vec<VirtualIP>>(), format)?;
         }
         if all == 0 {
             say("The ConfigMap has no entries.");

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::core::DynamicObject;
-use serde_json::json;
 use vip_core::api::{DEFAULT_NAMESPACE, VirtualIP, VirtualRouterRange};
 
 use crate::cli::{Change, DryRun, InstallArgs, Rollout, Wanted as Flags};
@@ -115,10 +114,7 @@ pub fn show(args: &InstallArgs, namespace: Option<&str>) -> Result<()> {
 
 fn print(objects: &[DynamicObject], change: &Change) -> Result<()> {
     match change.output {
-        Some(format) => {
-            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": objects});
-            output::document(&list, format)
-        }
+        Some(format) => output::objects(objects, format),
         None => {
             for object in objects {
                 output::line(format!("{} serverside-applied{}", title(object), change.dry_run.suffix()));
@@ -316,6 +312,8 @@ pub fn conflict(object: &DynamicObject, error: kube::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn pools(texts: &[&str]) -> Result<Vec<DynamicObject>> {

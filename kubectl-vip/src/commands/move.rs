@@ -6,14 +6,13 @@ pub mod pin;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
-use serde_json::json;
 use vip_core::api::{ServiceRef, VirtualIP, name_of};
 
 use crate::cli::target::Target;
 use crate::cli::{DryRun, MoveArgs};
 use crate::cluster::{Cluster, serves};
 use crate::commands::version;
-use crate::exit::{Failure, Result};
+use crate::exit::Result;
 use crate::fitness::{Fitness, View};
 use crate::output::{self, say};
 use crate::suggest;
@@ -46,6 +45,10 @@ pub async fn run(cluster: &Cluster, args: &MoveArgs) -> Result<()> {
     if args.change.dry_run == DryRun::None && all.len() > 1 {
         pin::rehearse(cluster, &all, args.to.as_deref()).await?;
     }
+    if args.change.dry_run == DryRun::None {
+        let addresses: Vec<&str> = all.iter().map(|vip| vip.spec.address.as_str()).collect();
+        say(format!("Moving {} in {}", addresses.join(", "), cluster.name()));
+    }
     let mut written = Vec::new();
     for vip in &all {
         let stored = match vip.spec.preferred_node == args.to {
@@ -57,22 +60,17 @@ pub async fn run(cluster: &Cluster, args: &MoveArgs) -> Result<()> {
         }
         written.push(output::bare(&stored));
     }
-    if let Some(node) = &args.to
-        && args.change.dry_run == DryRun::None
-        && args.wait.wait
-    {
-        follow(cluster, args, &all, node).await?;
-    }
-    match (args.change.output, written.as_slice()) {
-        (None, _) => Ok(()),
-        (Some(format), [one]) => output::document(one, format),
-        (Some(format), _) => {
-            let list = json!({
-                "apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIPList", "metadata": {}, "items": written,
-            });
-            output::document(&list, format)
+    let outcome = match &args.to {
+        Some(node) if args.change.dry_run == DryRun::None && args.wait.wait => {
+            follow(cluster, args, &all, node).await
         }
+        _ => Ok(()),
+    };
+    // What was written is printed, also when the wait for it ends badly.
+    if let Some(format) = args.change.output {
+        output::objects(&written, format)?;
     }
+    outcome
 }
 
 /// Waits for the new owner.
@@ -101,10 +99,7 @@ fn wanted<'a>(vips: &'a [VirtualIP], target: &Target, namespace: &str) -> Result
             let name = name_of(*address);
             let found: Vec<&VirtualIP> = vips.iter().filter(|vip| vip.name_any() == name).collect();
             if found.is_empty() {
-                let typed = address.to_string();
-                let known = suggest::ending(&typed, vips.iter().map(|vip| vip.spec.address.as_str()));
-                return Err(Failure::new(format!("virtual IP {address} not found{known}"))
-                    .hint("kubectl vip status -A"));
+                return Err(suggest::no_virtual_ip(*address, vips));
             }
             Ok(found)
         }
@@ -112,10 +107,7 @@ fn wanted<'a>(vips: &'a [VirtualIP], target: &Target, namespace: &str) -> Result
             let at = ServiceRef { namespace: namespace.to_owned(), name: name.clone() };
             let found: Vec<&VirtualIP> = vips.iter().filter(|vip| serves(vip, &at)).collect();
             if found.is_empty() {
-                let known =
-                    vips.iter().flat_map(|vip| &vip.spec.services).filter(|s| s.namespace == namespace);
-                let known = suggest::ending(name, known.map(|service| service.name.as_str()));
-                return Err(Failure::new(format!("service {at} has no virtual IP{known}"))
+                return Err(suggest::not_exposed(&at, vips)
                     .hint(format!("kubectl vip expose svc/{name} -n {namespace}")));
             }
             Ok(found)
@@ -164,6 +156,8 @@ fn sentence(vip: &VirtualIP, to: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn vip(address: &str, service: &str, preferred: Option<&str>) -> VirtualIP {

@@ -16,6 +16,7 @@ use vip_core::validate::{CheckedPool, Fault};
 use self::lan::{Lan, parse_range, range_text};
 use crate::cli::{Change, DryRun, List, PoolCreateArgs, PoolDeleteArgs, PoolSetArgs};
 use crate::cluster::{Cluster, is_conflict, title_of};
+use crate::commands::version;
 use crate::exit::{Failure, Result};
 use crate::manifests;
 use crate::output::{self, Form, Table};
@@ -147,6 +148,7 @@ pub async fn create(cluster: &Cluster, args: &PoolCreateArgs) -> Result<()> {
     let wanted = args.virtual_routers.as_deref().map(parse_range).transpose()?;
 
     let lan = Lan::read(cluster).await?;
+    version::refuse_skew(&lan.agents)?;
     if lan.pools.iter().any(|other| other.name_any() == args.name) {
         return Err(Failure::new(format!("pool {:?} already exists", args.name))
             .hint(format!("kubectl vip pool set {} --add RANGE", args.name)));
@@ -158,6 +160,7 @@ pub async fn create(cluster: &Cluster, args: &PoolCreateArgs) -> Result<()> {
     lan.admit(&checked(&pool)?)?;
 
     let change = &args.change;
+    announce(cluster, "Creating", &args.name, change.dry_run);
     let params = PostParams {
         dry_run: change.dry_run == DryRun::Server,
         field_manager: Some(PLUGIN_MANAGER.to_owned()),
@@ -178,6 +181,7 @@ pub async fn set(cluster: &Cluster, args: &PoolSetArgs) -> Result<()> {
     loop {
         tries += 1;
         let lan = Lan::read(cluster).await?;
+        version::refuse_skew(&lan.agents)?;
         let mut pool = named(&lan.pools, &args.name)?.clone();
         add_missing(&mut pool.spec.addresses, &args.add);
         add_missing(&mut pool.spec.exclude, &args.exclude);
@@ -185,6 +189,9 @@ pub async fn set(cluster: &Cluster, args: &PoolSetArgs) -> Result<()> {
         lan.admit(&checked(&pool)?)?;
         if args.change.dry_run == DryRun::Client {
             return report(&pool, "configured", &args.change);
+        }
+        if tries == 1 {
+            announce(cluster, "Changing", &args.name, args.change.dry_run);
         }
         let patch = json!({
             "metadata": {"resourceVersion": pool.metadata.resource_version},
@@ -217,11 +224,7 @@ fn add_missing(list: &mut Vec<String>, more: &[String]) {
 
 fn report(pool: &VIPPool, verb: &str, change: &Change) -> Result<()> {
     match change.output {
-        Some(format) => {
-            let mut pool = pool.clone();
-            pool.metadata.managed_fields = None;
-            output::document(&pool, format)
-        }
+        Some(format) => output::objects(&[output::bare(pool)], format),
         None => {
             output::line(format!(
                 "{} {verb}{}",
@@ -235,8 +238,10 @@ fn report(pool: &VIPPool, verb: &str, change: &Change) -> Result<()> {
 
 /// `pool delete`.
 pub async fn delete(cluster: &Cluster, args: &PoolDeleteArgs) -> Result<()> {
-    let (pools, vips) = futures::join!(cluster.list_pools(), cluster.list_vips());
+    let (pools, vips, nodes) =
+        futures::join!(cluster.list_pools(), cluster.list_vips(), cluster.list_nodes());
     let (pools, vips) = (pools?, vips?);
+    version::refuse_skew(&nodes?.unwrap_or_default())?;
     let pool = named(&pools, &args.name)?;
     // A broken pool holds nothing.
     if let Ok(checked) = CheckedPool::new(pool) {
@@ -255,12 +260,20 @@ pub async fn delete(cluster: &Cluster, args: &PoolDeleteArgs) -> Result<()> {
             .hint("take them away first: kubectl vip unexpose VIP"));
         }
     }
-    if args.dry_run != DryRun::Client {
-        let params = DeleteParams { dry_run: args.dry_run == DryRun::Server, ..DeleteParams::default() };
+    let dry_run = args.change.dry_run;
+    announce(cluster, "Deleting", &args.name, dry_run);
+    if dry_run != DryRun::Client {
+        let params = DeleteParams { dry_run: dry_run == DryRun::Server, ..DeleteParams::default() };
         cluster.pools().delete(&args.name, &params).await?;
     }
-    output::line(format!("{} deleted{}", title_of::<VIPPool>(&args.name), args.dry_run.suffix()));
-    Ok(())
+    report(pool, "deleted", &args.change)
+}
+
+/// Names the cluster before it is changed.
+fn announce(cluster: &Cluster, what: &str, name: &str, dry_run: DryRun) {
+    if dry_run == DryRun::None {
+        output::say(format!("{what} pool {name} in {}", cluster.name()));
+    }
 }
 
 fn in_use_by(vip: &VirtualIP) -> String {

@@ -35,17 +35,38 @@ pub async fn run(cluster: &Cluster, args: &RebalanceArgs) -> Result<()> {
         say("nothing to do: every virtual IP is where it belongs, or pinned, or without an owner");
         return Ok(());
     }
-    output::print(&table(&steps).render(false));
-    if args.dry_run == DryRun::Server {
+    let shows = args.change.output.is_none();
+    if shows {
+        output::print(&table(&steps).render(args.no_headers));
+    }
+    if args.change.dry_run == DryRun::Server {
         for step in &steps {
             pin::rehearse(cluster, &step.vips, Some(step.to)).await?;
         }
     }
-    if args.dry_run != DryRun::None {
-        say(format!("nothing moved{}", args.dry_run.suffix()));
-        return Ok(());
+    if args.change.dry_run != DryRun::None {
+        say(format!("nothing moved{}", args.change.dry_run.suffix()));
+        return match args.change.output {
+            Some(format) => output::objects(&steps.iter().flat_map(Step::bare).collect::<Vec<_>>(), format),
+            None => Ok(()),
+        };
     }
     say(format!("Moving {} in {}", count(&steps), cluster.name()));
+    let mut moved = Vec::new();
+    let outcome = take_all(cluster, args, &steps, &mut moved).await;
+    if let (Some(format), false) = (args.change.output, moved.is_empty()) {
+        output::objects(&moved, format)?;
+    }
+    outcome
+}
+
+/// Moves one virtual router after the other; `moved` has what has arrived, whatever happens.
+async fn take_all(
+    cluster: &Cluster,
+    args: &RebalanceArgs,
+    steps: &[Step<'_>],
+    moved: &mut Vec<VirtualIP>,
+) -> Result<()> {
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     for (place, step) in steps.iter().enumerate() {
@@ -53,10 +74,18 @@ pub async fn run(cluster: &Cluster, args: &RebalanceArgs) -> Result<()> {
             done = step.take(cluster, args.timeout) => done,
             _ = &mut interrupt => Err(Failure::new("interrupted")),
         };
-        // Whatever became of the move, the pin goes.
-        let left = step.release(cluster).await;
+        // Whatever became of the move, the pin goes; who cannot wait for that interrupts again.
+        let left = tokio::select! {
+            left = step.release(cluster) => left,
+            _ = tokio::signal::ctrl_c() => Err(step.still_pinned(Failure::new("interrupted"))),
+        };
         match (done, left) {
-            (Ok(()), Ok(())) => step.say_moved(),
+            (Ok(()), Ok(())) => {
+                if args.change.output.is_none() {
+                    step.say_moved();
+                }
+                moved.extend(step.bare());
+            }
             (Err(failure), Ok(())) => {
                 let rest = &steps[place..];
                 return Err(failure.hint(format!(
@@ -129,12 +158,7 @@ impl Step<'_> {
     /// Takes the pins away again, except what somebody else has pinned elsewhere meanwhile.
     async fn release(&self, cluster: &Cluster) -> Result<()> {
         for vip in &self.vips {
-            let failed = |failure: Failure| {
-                failure.hint(format!(
-                    "{} may still be pinned to {}: kubectl vip move {} --unpin",
-                    vip.spec.address, self.to, vip.spec.address
-                ))
-            };
+            let failed = |failure: Failure| self.still_pinned(failure);
             let now = cluster.vips().get_opt(&vip.name_any()).await.map_err(|error| failed(error.into()))?;
             // One that was deleted meanwhile has no pin.
             let Some(now) = now else { continue };
@@ -143,6 +167,21 @@ impl Step<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What to do about pins that may be left.
+    fn still_pinned(&self, failure: Failure) -> Failure {
+        let all = addresses(&self.vips);
+        failure.hint(format!(
+            "{} may still be pinned to {}: kubectl vip move {} --unpin",
+            all.join(", "),
+            self.to,
+            all.first().copied().unwrap_or_default()
+        ))
+    }
+
+    fn bare(&self) -> Vec<VirtualIP> {
+        self.vips.iter().map(|vip| output::bare(*vip)).collect()
     }
 
     fn say_moved(&self) {

@@ -8,10 +8,11 @@ use serde_json::json;
 use vip_core::api::{PLUGIN_MANAGER, ServiceRef, VirtualIP, name_of};
 
 use crate::cli::target::Target;
-use crate::cli::{DryRun, UnexposeArgs};
+use crate::cli::{Change, DryRun, UnexposeArgs};
 use crate::cluster::{Cluster, is_conflict, present, serves};
+use crate::commands::version;
 use crate::exit::{Failure, Result};
-use crate::output;
+use crate::output::{self, say};
 use crate::suggest;
 
 /// Another writer between reading and writing: read again, this often at most.
@@ -20,33 +21,58 @@ const TRIES: usize = 10;
 /// Runs the command. What is named wrongly is told before anything is taken away.
 pub async fn run(cluster: &Cluster, args: &UnexposeArgs) -> Result<()> {
     let targets = Target::all(&args.target)?;
-    let vips = cluster.list_vips().await?;
+    let (vips, nodes) = futures::join!(cluster.list_vips(), cluster.list_nodes());
+    let vips = vips?;
+    version::refuse_skew(&nodes?.unwrap_or_default())?;
     let of = |target: &Target| match target {
         Target::Service(name) => of_service(&vips, cluster, name),
         Target::Vip(address) => of_address(&vips, *address),
     };
     let found: Vec<Vec<VirtualIP>> = targets.iter().map(of).collect::<Result<_>>()?;
+    let Change { dry_run, output } = args.change;
+    if dry_run == DryRun::None {
+        let all: Vec<&str> = found.iter().flatten().map(|vip| vip.spec.address.as_str()).collect();
+        say(format!("Unexposing {} in {}", all.join(", "), cluster.name()));
+    }
+    let mut written = Vec::new();
+    let outcome = carry_out(cluster, &targets, found, args, &mut written).await;
+    if let (Some(format), false) = (output, written.is_empty()) {
+        output::objects(&written, format)?;
+    }
+    outcome
+}
+
+/// Takes away what was found; `written` has what is done, whatever happens, each as it is now or was last.
+async fn carry_out(
+    cluster: &Cluster,
+    targets: &[Target],
+    found: Vec<Vec<VirtualIP>>,
+    args: &UnexposeArgs,
+    written: &mut Vec<VirtualIP>,
+) -> Result<()> {
+    let Change { dry_run, output } = args.change;
     for (target, vips) in targets.iter().zip(found) {
         for vip in vips {
-            match target {
+            let line = match target {
                 Target::Service(name) => {
                     let at = ServiceRef { namespace: cluster.namespace.clone(), name: name.clone() };
-                    let said = take_away(cluster, &vip, &at, args.dry_run).await?;
-                    output::line(format!("service/{name} unexposed: {said}{}", args.dry_run.suffix()));
+                    let (now, said) = take_away(cluster, &vip, &at, dry_run).await?;
+                    written.push(output::bare(&now));
+                    format!("service/{name} unexposed: {said}{}", dry_run.suffix())
                 }
                 Target::Vip(_) => {
-                    release(cluster, &vip, args.dry_run).await?;
+                    release(cluster, &vip, dry_run).await?;
                     let services: Vec<String> = vip.spec.services.iter().map(ToString::to_string).collect();
                     let was = match services.as_slice() {
                         [] => String::new(),
                         all => format!(" (was {})", all.join(", ")),
                     };
-                    output::line(format!(
-                        "virtualip/{} released{was}{}",
-                        vip.name_any(),
-                        args.dry_run.suffix()
-                    ));
+                    written.push(output::bare(&vip));
+                    format!("virtualip/{} released{was}{}", vip.name_any(), dry_run.suffix())
                 }
+            };
+            if output.is_none() {
+                output::line(line);
             }
         }
     }
@@ -54,9 +80,8 @@ pub async fn run(cluster: &Cluster, args: &UnexposeArgs) -> Result<()> {
 }
 
 fn of_address(vips: &[VirtualIP], address: IpAddr) -> Result<Vec<VirtualIP>> {
-    let vip = vips.iter().find(|vip| vip.name_any() == name_of(address)).ok_or_else(|| {
-        Failure::new(format!("virtual IP {address} not found")).hint("kubectl vip status -A")
-    })?;
+    let vip = vips.iter().find(|vip| vip.name_any() == name_of(address));
+    let vip = vip.ok_or_else(|| suggest::no_virtual_ip(address, vips))?;
     Ok(vec![vip.clone()])
 }
 
@@ -64,17 +89,18 @@ fn of_service(vips: &[VirtualIP], cluster: &Cluster, name: &str) -> Result<Vec<V
     let at = ServiceRef { namespace: cluster.namespace.clone(), name: name.to_owned() };
     let exposed: Vec<VirtualIP> = vips.iter().filter(|vip| serves(vip, &at)).cloned().collect();
     if exposed.is_empty() {
-        let known = vips.iter().flat_map(|vip| &vip.spec.services).filter(|s| s.namespace == at.namespace);
-        return Err(Failure::new(format!(
-            "service {at} has no virtual IP{}",
-            suggest::ending(&at.name, known.map(|service| service.name.as_str()))
-        )));
+        return Err(suggest::not_exposed(&at, vips));
     }
     Ok(exposed)
 }
 
-/// Takes the Service off one address, and says what became of the address.
-async fn take_away(cluster: &Cluster, vip: &VirtualIP, at: &ServiceRef, dry_run: DryRun) -> Result<String> {
+/// Takes the Service off one address: what it is now, or was last, and what became of it in words.
+async fn take_away(
+    cluster: &Cluster,
+    vip: &VirtualIP,
+    at: &ServiceRef,
+    dry_run: DryRun,
+) -> Result<(VirtualIP, String)> {
     let mut vip = vip.clone();
     let address = vip.spec.address.clone();
     for _ in 0..TRIES {
@@ -85,21 +111,33 @@ async fn take_away(cluster: &Cluster, vip: &VirtualIP, at: &ServiceRef, dry_run:
             try_patch(cluster, &vip, &rest, dry_run).await
         };
         match written {
-            Ok(()) if rest.is_empty() => return Ok(format!("{address} released")),
             Ok(()) => {
-                let rest: Vec<String> = rest.iter().map(ToString::to_string).collect();
-                return Ok(format!("{address} stays with {}", rest.join(", ")));
+                let said = left(&address, rest.iter().copied());
+                vip.spec.services.retain(|service| service != at);
+                return Ok((vip, said));
             }
             Err(error) if is_conflict(&error) => match present(cluster.vips().get(&vip.name_any()).await)? {
                 Some(again) if serves(&again, at) => vip = again,
                 // Somebody else has done it meanwhile.
-                _ => return Ok(format!("{address} released")),
+                gone => {
+                    let said = left(&address, gone.iter().flat_map(|vip| &vip.spec.services));
+                    return Ok((gone.unwrap_or(vip), said));
+                }
             },
             Err(error) => return Err(error.into()),
         }
     }
     Err(Failure::new(format!("{address} keeps changing: others write to it all the time"))
         .hint("run the command again"))
+}
+
+/// What becomes of an address that these Services still have.
+fn left<'a>(address: &str, services: impl IntoIterator<Item = &'a ServiceRef>) -> String {
+    let services: Vec<String> = services.into_iter().map(ToString::to_string).collect();
+    match services.is_empty() {
+        true => format!("{address} released"),
+        false => format!("{address} stays with {}", services.join(", ")),
+    }
 }
 
 async fn try_patch(
@@ -128,7 +166,7 @@ async fn try_release(cluster: &Cluster, vip: &VirtualIP, dry_run: DryRun) -> kub
     }
     // Only the content counts: the owner writes the status, and with it the version, at any time. The uid keeps a
     // successor of the same address safe, and a Service that joined meanwhile is found by looking once more.
-    let current = cluster.vips().get(&vip.name_any()).await?;
+    let Some(current) = cluster.vips().get_opt(&vip.name_any()).await? else { return Ok(()) };
     let version = if current.spec == vip.spec { &current } else { vip };
     let preconditions = Preconditions {
         resource_version: version.metadata.resource_version.clone(),

@@ -76,7 +76,7 @@ fn addresses_of_kube_keepalived_vip_are_taken_over() {
     );
     let list = said(lab, "import configmap old/vips --dry-run=client -o json");
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
-    assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&json!("VirtualIPList"), 5));
+    assert_eq!((&list["kind"], list["items"].as_array().unwrap().len()), (&json!("List"), 5));
 
     for service in ["web", "dns", "ingress"] {
         said(lab, &format!("unexpose svc/{service} -n old"));

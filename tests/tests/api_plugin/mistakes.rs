@@ -30,7 +30,7 @@ fn services() {
     );
     assert_eq!(
         expose("svc/named"),
-        "Error: service mistakes/named is an ExternalName, which is not supported: it has no endpoints, a VIP would lead nowhere"
+        "Error: service mistakes/named has neither selector nor EndpointSlices: a VIP would lead nowhere; ExternalName is not supported"
     );
     assert_eq!(
         expose("svc/lost"),
@@ -45,7 +45,34 @@ fn services() {
         expose("svc/web --pool mistaeks"),
         "Error: pool \"mistaeks\" not found; did you mean \"mistakes\"?\nhint: kubectl vip pool list"
     );
+    assert_eq!(
+        expose("web"),
+        "Error: \"web\" names neither a Service (svc/NAME) nor a virtual IP\nhint: if it is a Service: svc/web"
+    );
+    assert_eq!(
+        refused(lab, "expose svc/web -n mistaeks"),
+        format!(
+            "Error: services \"web\" not found (namespace mistaeks, context {context}): there is no such namespace; \
+             did you mean \"mistakes\"?"
+        )
+    );
+    assert_eq!(
+        refused(lab, "status svc/web -n mistakes"),
+        "Error: service mistakes/web has no virtual IP\nhint: kubectl vip expose svc/web -n mistakes"
+    );
+    assert_eq!(
+        refused(lab, "status svc/wbe -n mistakes"),
+        format!(
+            "Error: services \"wbe\" not found (namespace mistakes, context {context}); did you mean \"web\"?"
+        )
+    );
     said(lab, "expose svc/web -n mistakes --ip 10.98.4.2 --wait=false");
+    for line in ["status 10.98.4.22", "unexpose 10.98.4.22"] {
+        assert_eq!(
+            refused(lab, line),
+            "Error: virtual IP 10.98.4.22 not found; did you mean \"10.98.4.2\"?\nhint: kubectl vip status -A"
+        );
+    }
     assert_eq!(
         refused(lab, "expose svc/web -n mistakes --ip 10.98.4.3"),
         "Error: service mistakes/web is already exposed at 10.98.4.2\nhint: kubectl vip unexpose svc/web -n mistakes"

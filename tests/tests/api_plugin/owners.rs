@@ -118,6 +118,12 @@ fn a_drained_node_gives_away_and_takes_nothing() {
     assert_eq!(drained.stdout, "vipnode/drain-1 drained\n");
     assert!(drained.stderr.ends_with("drain-1 owns no virtual IP\n"), "{drained:#?}");
     assert_eq!(said(lab, "node drain drain-1"), "vipnode/drain-1 already drained\n");
+    assert_eq!(said(lab, "node drain drain-1 -o name"), "vipnode.kubectl-vip.io/drain-1\n");
+    let undrained = said(lab, "node undrain drain-1 --dry-run -o yaml");
+    assert!(
+        undrained.contains("kind: VIPNode\n") && !undrained.contains("kubectl-vip.io/drain"),
+        "{undrained}"
+    );
 
     backups(lab, "drain", &addresses, 11);
     let list = said(lab, "node list");

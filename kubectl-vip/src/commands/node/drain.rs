@@ -1,11 +1,12 @@
 //! `node drain` and `node undrain`: a label on the VIPNode, which the node's agent obeys.
 
 use jiff::Timestamp;
+use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use vip_core::api::{DRAIN_LABEL, PLUGIN_MANAGER, VirtualIP};
+use vip_core::api::{DRAIN_LABEL, PLUGIN_MANAGER, VIPNode, VirtualIP};
 
-use crate::cli::{DrainArgs, DryRun, UndrainArgs};
+use crate::cli::{Change, DrainArgs, DryRun, UndrainArgs};
 use crate::cluster::{Cluster, silence};
 use crate::commands::r#move::pin;
 use crate::commands::version;
@@ -24,12 +25,12 @@ pub async fn run(cluster: &Cluster, args: &DrainArgs) -> Result<()> {
     let owned = owned(&view.vips, name);
     let stranded = stranded(&owned, &view, name);
     if is_drained(node) {
-        output::line(format!("vipnode/{name} already drained"));
+        tell(node, "already drained", &args.change)?;
     } else {
         say(format!("Draining {name} in {}", cluster.name()));
         if !stranded.is_empty() {
             let lost = stranded.join(", ");
-            if args.dry_run == DryRun::None {
+            if args.change.dry_run == DryRun::None {
                 let question = format!(
                     "no other node can take {lost}: nobody would answer there until {name} is undrained. Go on?"
                 );
@@ -38,10 +39,10 @@ pub async fn run(cluster: &Cluster, args: &DrainArgs) -> Result<()> {
                 say(format!("warning: no other node can take {lost}"));
             }
         }
-        label(cluster, name, true, args.dry_run).await?;
-        output::line(format!("vipnode/{name} drained{}", args.dry_run.suffix()));
+        let node = label(cluster, node, true, args.change.dry_run).await?;
+        tell(&node, &format!("drained{}", args.change.dry_run.suffix()), &args.change)?;
     }
-    if args.dry_run != DryRun::None {
+    if args.change.dry_run != DryRun::None {
         if !owned.is_empty() {
             say(format!("it would give away {}", addresses(&owned).join(", ")));
         }
@@ -96,12 +97,15 @@ pub async fn undo(cluster: &Cluster, args: &UndrainArgs) -> Result<()> {
     let name = &args.node;
     let view = View::read(cluster).await?;
     version::refuse_skew(&view.nodes)?;
-    if !is_drained(view.node(name)?) {
-        output::line(format!("vipnode/{name} already undrained"));
-        return Ok(());
+    let node = view.node(name)?;
+    if !is_drained(node) {
+        return tell(node, "already undrained", &args.change);
     }
-    label(cluster, name, false, args.dry_run).await?;
-    output::line(format!("vipnode/{name} undrained{}", args.dry_run.suffix()));
+    if args.change.dry_run == DryRun::None {
+        say(format!("Undraining {name} in {}", cluster.name()));
+    }
+    let node = label(cluster, node, false, args.change.dry_run).await?;
+    tell(&node, &format!("undrained{}", args.change.dry_run.suffix()), &args.change)?;
     let is_theirs = |vip: &&VirtualIP| vip.spec.preferred_node.as_ref() == Some(name);
     let back: Vec<&VirtualIP> = view.vips.iter().filter(is_theirs).collect();
     if !back.is_empty() {
@@ -110,9 +114,25 @@ pub async fn undo(cluster: &Cluster, args: &UndrainArgs) -> Result<()> {
     Ok(())
 }
 
-async fn label(cluster: &Cluster, node: &str, drained: bool, dry_run: DryRun) -> Result<()> {
+/// The line about a node, or the node.
+fn tell(node: &VIPNode, what: &str, change: &Change) -> Result<()> {
+    match change.output {
+        Some(format) => output::objects(&[output::bare(node)], format),
+        None => {
+            output::line(format!("vipnode/{} {what}", node.name_any()));
+            Ok(())
+        }
+    }
+}
+
+async fn label(cluster: &Cluster, node: &VIPNode, drained: bool, dry_run: DryRun) -> Result<VIPNode> {
     if dry_run == DryRun::Client {
-        return Ok(());
+        let mut node = node.clone();
+        match drained {
+            true => drop(node.labels_mut().insert(DRAIN_LABEL.to_owned(), "true".to_owned())),
+            false => drop(node.labels_mut().remove(DRAIN_LABEL)),
+        }
+        return Ok(node);
     }
     let params = PatchParams {
         dry_run: dry_run == DryRun::Server,
@@ -120,8 +140,7 @@ async fn label(cluster: &Cluster, node: &str, drained: bool, dry_run: DryRun) ->
         ..PatchParams::default()
     };
     let patch = json!({"metadata": {"labels": {DRAIN_LABEL: drained.then_some("true")}}});
-    cluster.nodes().patch(node, &params, &Patch::Merge(patch)).await?;
-    Ok(())
+    Ok(cluster.nodes().patch(&node.name_any(), &params, &Patch::Merge(patch)).await?)
 }
 
 /// The virtual IPs that a node owns by their status.

@@ -22,6 +22,8 @@ use crate::output::say;
 pub struct Lan {
     /// The pools that there are.
     pub pools: Vec<VIPPool>,
+    /// What the agents report.
+    pub agents: Vec<VIPNode>,
     /// Single addresses and what has them.
     hosts: Vec<(IpAddr, String)>,
     /// Networks and what they are for.
@@ -85,7 +87,7 @@ impl Lan {
 
     /// From what was read.
     pub fn new(pools: Vec<VIPPool>, nodes: &[Node], agents: &[VIPNode], services: &[ServiceCIDR]) -> Self {
-        let mut lan = Self { pools, ..Self::default() };
+        let mut lan = Self { pools, agents: agents.to_vec(), ..Self::default() };
         nodes.iter().for_each(|node| lan.add_node(node));
         agents.iter().for_each(|node| lan.add_agent(node));
         for network in services.iter().filter_map(|cidr| cidr.spec.as_ref()?.cidrs.as_ref()).flatten() {
@@ -149,6 +151,11 @@ impl Lan {
             }
             None => Ok(()),
         }
+    }
+
+    /// Single addresses and what has them.
+    pub fn hosts(&self) -> impl Iterator<Item = (IpAddr, String)> + '_ {
+        self.hosts.iter().cloned()
     }
 
     /// An address of the pool that something has already, and the sentence about it.
