@@ -9,6 +9,7 @@ mod exit;
 mod fitness;
 mod judge;
 mod manifests;
+mod mirror;
 mod output;
 mod prompt;
 mod suggest;

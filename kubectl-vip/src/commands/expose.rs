@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Service;
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
 use vip_core::pool::parse_address;
 use vip_core::validate::MAX_PERSISTENCE_SECONDS;
@@ -24,10 +25,10 @@ use vip_core::vrrp::Family;
 use self::choice::{Applicant, World};
 use crate::cli::target::Target;
 use crate::cli::{DryRun, ExposeArgs};
-use crate::cluster::{Cluster, silence};
+use crate::cluster::{Cluster, permitted, silence};
 use crate::commands::version;
 use crate::exit::{Failure, Result};
-use crate::output;
+use crate::output::{self, say};
 
 /// How long an owner is looked for when nobody asked to wait.
 const LOOK: Duration = Duration::from_secs(10);
@@ -54,12 +55,23 @@ pub async fn run(cluster: &Cluster, args: &ExposeArgs) -> Result<()> {
         cluster.list_nodes()
     );
     let (services, nodes) = (services?, nodes?);
-    let world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
+    let mut world = World::new(pools?, vips?, nodes.as_deref().unwrap_or_default(), Timestamp::now());
     version::refuse_skew(nodes.as_deref().unwrap_or_default())?;
-    let mut expose = Expose { cluster, args, persistence, world, nodes, avoided: BTreeSet::new() };
+    if nodes.as_ref().is_none_or(Vec::is_empty) {
+        world.add_hosts(&machines(cluster).await?);
+    }
+    let rehearsing = false;
+    let mut expose =
+        Expose { cluster, args, persistence, rehearsing, world, nodes, avoided: BTreeSet::new() };
     let mut plans = Vec::new();
     for service in services {
         plans.push(expose.plan(service, &ips).await?);
+    }
+    expose.rehearse(&plans).await?;
+    let new = plans.iter().filter(|plan| !plan.wishes.is_empty());
+    let new: Vec<String> = new.map(|plan| format!("service {}", plan.applicant.at)).collect();
+    if args.change.dry_run == DryRun::None && !new.is_empty() {
+        say(format!("Exposing {} in {}", new.join(", "), cluster.name()));
     }
     let mut done = Vec::new();
     let outcome = expose.carry_out(plans, &mut done).await;
@@ -83,6 +95,12 @@ fn addresses(texts: &[String]) -> Result<Vec<IpAddr>> {
     Ok(all)
 }
 
+/// The nodes as Kubernetes knows them, for their addresses; none where they may not be read.
+pub async fn machines(cluster: &Cluster) -> Result<Vec<Node>> {
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    Ok(permitted(nodes.list(&ListParams::default()).await)?.map(|list| list.items).unwrap_or_default())
+}
+
 fn persistence_seconds(time: Duration) -> Result<u32> {
     u32::try_from(time.as_secs())
         .ok()
@@ -94,6 +112,8 @@ struct Expose<'a> {
     cluster: &'a Cluster,
     args: &'a ExposeArgs,
     persistence: Option<u32>,
+    /// Nothing is sent yet.
+    rehearsing: bool,
     /// What there is, with what was written since.
     world: World,
     /// `None`: the user may not see them.
@@ -103,6 +123,7 @@ struct Expose<'a> {
 }
 
 /// What one Service has and is to get.
+#[derive(Clone)]
 struct Plan {
     service: Service,
     applicant: Applicant,
@@ -111,6 +132,7 @@ struct Plan {
 }
 
 /// An address to be bound to a Service.
+#[derive(Clone, Copy)]
 enum Wish {
     /// This one.
     Address(IpAddr),
@@ -124,12 +146,16 @@ struct Exposed {
     vip: VirtualIP,
     pool: String,
     origin: Origin,
+    /// Whether the address is the Service's, as far as is known.
+    bound: bool,
 }
 
 /// Where an address comes from.
 enum Origin {
     /// The Service had it.
     Before,
+    /// The Service had it, and its scheduler or persistence was another.
+    Configured,
     /// From `--ip`.
     Named,
     /// It was drawn: for whom, and any of this family.
@@ -138,7 +164,16 @@ enum Origin {
 
 impl Expose<'_> {
     fn dry_run(&self) -> DryRun {
-        self.args.change.dry_run
+        if self.rehearsing { DryRun::Client } else { self.args.change.dry_run }
+    }
+
+    /// Does everything in mind first: where one address cannot be had, none is taken.
+    async fn rehearse(&mut self, plans: &[Plan]) -> Result<()> {
+        let world = self.world.clone();
+        self.rehearsing = true;
+        let outcome = self.carry_out(plans.to_vec(), &mut Vec::new()).await;
+        (self.rehearsing, self.world) = (false, world);
+        outcome
     }
 
     /// Addresses that may not be given out.
@@ -176,7 +211,11 @@ impl Expose<'_> {
         if !ips.is_empty() {
             plan.there.retain(|vip| ips.iter().any(|ip| vip.spec.address == ip.to_string()));
         }
-        Ok(plan)
+        let shared = |vip: &&VirtualIP| vip.spec.services.len() > 1 && !self.is_set(vip);
+        match plan.there.iter().find(shared) {
+            Some(vip) => Err(self.set_otherwise(vip)),
+            None => Ok(plan),
+        }
     }
 
     /// Of each family that the pools have, the Service gets an address.
@@ -188,15 +227,11 @@ impl Expose<'_> {
             Err(_) if wanted.is_none() && !plan.there.is_empty() => return Ok(()),
             Err(failure) => return Err(failure),
         };
-        let taken = self.taken();
-        for (family, pools) in found {
+        for (family, _) in found {
             if let Some(vip) = plan.in_family(family) {
                 if wanted.is_some() && self.world.pool_name(&vip.spec.address) != wanted {
                     return Err(plan.already());
                 }
-            } else if !self.args.share && self.world.free(family, &pools, &taken).is_none() {
-                let namespace = &plan.applicant.at.namespace;
-                return Err(self.world.exhausted(family, &pools, namespace, &taken));
             } else {
                 plan.wishes.push(Wish::Any(family));
             }
@@ -208,6 +243,11 @@ impl Expose<'_> {
     async fn carry_out(&mut self, plans: Vec<Plan>, done: &mut Vec<Exposed>) -> Result<()> {
         for Plan { service, applicant, there, wishes } in plans {
             for mut vip in there {
+                let mut origin = Origin::Before;
+                if !self.is_set(&vip) {
+                    (vip, origin) = (self.configure(&vip).await?, Origin::Configured);
+                    self.world.know(&vip);
+                }
                 // What an owner wrote that has fallen silent since is no news.
                 if let Some(status) =
                     vip.status.as_mut().filter(|status| self.is_silent(status.node.as_deref()))
@@ -215,7 +255,7 @@ impl Expose<'_> {
                     status.node = None;
                 }
                 let pool = self.world.pool_name(&vip.spec.address).unwrap_or(output::NONE).to_owned();
-                done.push(Exposed { at: applicant.at.clone(), vip, pool, origin: Origin::Before });
+                done.push(Exposed { at: applicant.at.clone(), vip, pool, origin, bound: true });
             }
             for wish in wishes {
                 let ((vip, pool), origin) = match wish {
@@ -226,7 +266,7 @@ impl Expose<'_> {
                     ),
                 };
                 self.world.know(&vip);
-                done.push(Exposed { at: applicant.at.clone(), vip, pool, origin });
+                done.push(Exposed { at: applicant.at.clone(), vip, pool, origin, bound: true });
             }
         }
         Ok(())

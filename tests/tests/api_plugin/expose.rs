@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     USERS,
-    agents::{ago, owner},
+    agents::{ago, field, gone, node, owner, report},
     installed, namespace, pool, refused, said, vip,
 };
 
@@ -60,7 +60,11 @@ fn requests_are_shown_as_kubectl_shows_them_and_are_few() {
     let (lab, _guard) = installed();
     namespace(lab, "few", &[("web", 80, "TCP")]);
     pool(lab, "few", "10.98.26.0/30");
-    let output = vip(lab, "expose svc/web -n few --pool few --wait=false -v 6").and_then(Output::ok).unwrap();
+    // An agent that may yet take it is waited for.
+    report(lab, "few-1", &node("10.98.26.200/24", 26, &ago(0), "Backup"));
+    let output = vip(lab, "expose svc/web -n few --pool few --timeout 5s -v 6").and_then(Output::ok).unwrap();
+    gone(lab, &["few-1"]);
+    assert!(output.stderr.contains("no owner yet: "), "{output:#?}");
     let requests: Vec<&str> = output.stderr.lines().filter(|line| line.ends_with(" milliseconds")).collect();
     assert!((2..=6).contains(&requests.len()), "{requests:#?}");
     assert!(requests[0].starts_with("GET https://") && requests[0].contains(" 200 OK in "), "{requests:#?}");
@@ -92,6 +96,27 @@ fn an_address_is_drawn_shown_and_given_back() {
     );
     assert_eq!(said(lab, "unexpose svc/web -n draw"), "service/web unexposed: 10.98.1.1 released\n");
     assert_eq!(refused(lab, "unexpose svc/web -n draw"), "Error: service draw/web has no virtual IP");
+    // What is written can be had as objects, and as names.
+    for line in [
+        "expose svc/web -n draw --pool draw --wait=false -o name",
+        "unexpose svc/web -n draw --dry-run=server -o name",
+        "unexpose 10.98.1.1 -o name",
+    ] {
+        assert_eq!(said(lab, line), "virtualip.kubectl-vip.io/10.98.1.1\n", "{line}");
+    }
+    // The cluster is named before it is changed, and only then.
+    let place = lab.kubectl(["config", "current-context"]).unwrap().text().to_owned();
+    for (line, words) in [
+        ("expose svc/web -n draw --pool draw --wait=false", "Exposing service draw/web in context "),
+        ("unexpose svc/web -n draw", "Unexposing 10.98.1.1 in context "),
+        ("pool set draw --exclude 10.98.1.2 -o name", "Changing pool draw in context "),
+    ] {
+        let told = |line: &str| vip(lab, line).and_then(Output::ok).unwrap().stderr;
+        let named = format!("{words}\"{place}\" (https://");
+        assert!(!told(&format!("{line} --dry-run=server")).contains(&named), "{line}");
+        assert!(told(line).starts_with(&named), "{line}");
+    }
+    pool(lab, "draw", "10.98.1.0/30");
     assert_eq!(
         said(lab, "expose svc/api -n draw --pool draw --wait=false"),
         format!("service/api exposed: 10.98.1.1 {tell}\n"),
@@ -159,7 +184,8 @@ fn who_may_not_update_a_service_is_refused_by_the_api_server_in_one_sentence() {
     let comes = |what: &str, words: &str| {
         command::until(what, Duration::from_secs(20), || {
             let output = vip(lab, &expose)?;
-            Ok((output.stderr.trim_end() == words).then_some(output))
+            let error = output.stderr.find("Error").map_or("", |start| output.stderr[start..].trim_end());
+            Ok((error == words).then_some(output))
         })
         .unwrap()
     };
@@ -237,6 +263,96 @@ fn several_services_at_once_or_none_of_them() {
         "service/web unexposed: 10.98.24.4 stays with several/dns\nservice/dns unexposed: 10.98.24.4 released\n"
     );
     said(lab, "pool delete several");
+}
+
+#[test]
+fn of_several_services_none_is_exposed_when_one_cannot_be() {
+    let (lab, _guard) = installed();
+    namespace(lab, "whole", &[("web", 80, "TCP"), ("api", 80, "TCP"), ("dns", 53, "UDP")]);
+    pool(lab, "whole", "10.98.76.1");
+    let refuses = |line: &str, sentence: &str| {
+        let error = refused(lab, line);
+        assert!(error.starts_with(sentence), "{line}: {error}");
+        let nothing = vip(lab, "status -n whole -o name").and_then(Output::ok).unwrap();
+        assert_eq!(nothing.stdout, "", "{line}");
+    };
+    for dry_run in ["", " --dry-run", " --dry-run=server"] {
+        refuses(
+            &format!("expose svc/web svc/api -n whole --pool whole --wait=false{dry_run}"),
+            "Error: pool \"whole\": 0 of 1 addresses free",
+        );
+        refuses(
+            &format!("expose svc/web svc/api -n whole --ip 10.98.76.1 --share --wait=false{dry_run}"),
+            "Error: TCP port 80 of 10.98.76.1 belongs to service whole/web, so service whole/api cannot share the address",
+        );
+    }
+    let both = said(lab, "expose svc/web svc/dns -n whole --ip 10.98.76.1 --share --dry-run=server");
+    assert_eq!(
+        both,
+        "service/web exposed: 10.98.76.1 (pool whole) (server dry run)\n\
+         service/dns exposed: 10.98.76.1 (pool whole) (server dry run)\n"
+    );
+    said(lab, "pool delete whole");
+}
+
+#[test]
+fn scheduler_and_persistence_are_set_on_what_is_exposed_and_not_for_others() {
+    let (lab, _guard) = installed();
+    namespace(lab, "set", &[("web", 80, "TCP"), ("dns", 53, "UDP")]);
+    pool(lab, "set", "10.98.77.1-10.98.77.4");
+    let expose = |rest: &str| said(lab, &format!("expose {rest} -n set --pool set --wait=false"));
+    let tell = "(pool set, owner <pending>, <pending> backends)";
+    expose("svc/web");
+    assert_eq!(
+        expose("svc/web --scheduler rr --dry-run"),
+        format!("service/web exposed: 10.98.77.1 {tell} (configured) (dry run)\n")
+    );
+    assert_eq!(field(lab, "virtualip/10.98.77.1", ".spec.scheduler"), "wlc");
+    assert_eq!(
+        expose("svc/web --scheduler rr --persistence 30m"),
+        format!("service/web exposed: 10.98.77.1 {tell} (configured)\n")
+    );
+    assert_eq!(
+        field(lab, "virtualip/10.98.77.1", "['.spec.scheduler','.spec.persistenceSeconds']"),
+        "rr 1800"
+    );
+    assert_eq!(
+        expose("svc/web --scheduler rr"),
+        format!("service/web exposed: 10.98.77.1 {tell} (unchanged)\n")
+    );
+    let otherwise = |services: &str| {
+        format!(
+            "Error: 10.98.77.1 has scheduler rr and persistence 30m for all its Services ({services})\n\
+             hint: leave --scheduler and --persistence out, or change them for all: kubectl edit virtualip 10.98.77.1"
+        )
+    };
+    assert_eq!(
+        refused(lab, "expose svc/dns -n set --ip 10.98.77.1 --share --scheduler sh"),
+        otherwise("set/web")
+    );
+    said(lab, "expose svc/dns -n set --ip 10.98.77.1 --share --wait=false");
+    assert_eq!(refused(lab, "expose svc/web -n set --persistence 1m"), otherwise("set/web, set/dns"));
+    said(lab, "unexpose svc/web svc/dns -n set");
+    said(lab, "pool delete set");
+}
+
+#[test]
+fn the_address_of_a_node_is_not_given_out() {
+    let (lab, _guard) = installed();
+    namespace(lab, "machine", &[("web", 80, "TCP")]);
+    gone(lab, &["machine-1"]);
+    pool(lab, "machine", "10.98.78.1-10.98.78.4");
+    // A node that came after the pool.
+    report(lab, "machine-1", &node("10.98.78.1/24", 78, &ago(0), "Backup"));
+    assert_eq!(
+        refused(lab, "expose svc/web -n machine --ip 10.98.78.1"),
+        "Error: 10.98.78.1 is the address of node machine-1: as a virtual IP it would cut that off\n\
+         hint: keep it out of the pool: kubectl vip pool set machine --exclude 10.98.78.1"
+    );
+    let drawn = said(lab, "expose svc/web -n machine --pool machine --dry-run");
+    assert_eq!(drawn, "service/web exposed: 10.98.78.2 (pool machine) (dry run)\n");
+    gone(lab, &["machine-1"]);
+    said(lab, "pool delete machine");
 }
 
 #[test]

@@ -104,13 +104,17 @@ fn struck(
 /// The API server is gone after so many requests.
 fn deserted(lab: &Lab, line: &str, after: usize) -> Option<Output> {
     let relay = Relay::new(&server(lab));
-    let to = [
+    struck(lab, line, &through(&relay), |requests, _| requests == after, |_| relay.cut())
+}
+
+/// The flags that lead the plugin to it.
+fn through(relay: &Relay) -> [String; 4] {
+    [
         "--server".to_owned(),
         format!("https://127.0.0.1:{}", relay.port),
         "--tls-server-name".to_owned(),
         "kubernetes".to_owned(),
-    ];
-    struck(lab, line, &to, |requests, _| requests == after, |_| relay.cut())
+    ]
 }
 
 /// Ctrl-C when `now` says so.
@@ -147,6 +151,31 @@ fn the_api_server_is_gone_in_the_middle_of_expose() {
     assert!(strikes > 1, "it ended before the API server was gone");
     said(lab, "unexpose svc/web -n gone");
     said(lab, "pool delete gone");
+}
+
+#[test]
+fn what_was_exposed_is_said_when_the_wait_for_an_owner_is_cut_off() {
+    let (lab, _alone) = exclusive();
+    namespace(lab, "waits", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
+    pool(lab, "waits", "10.98.79.1-10.98.79.4");
+    let line = "expose svc/web svc/api -n waits --pool waits --wait --timeout 90s";
+    let waiting = |_: usize, line: &str| line.starts_with("waiting for an owner of 10.98.79.1: ");
+    let stopped = interrupted(lab, line, waiting).expect("it waits");
+    assert_eq!(stopped.code, 130, "{stopped:#?}");
+    let bound = "bound: 10.98.79.1 to service waits/web, 10.98.79.2 to service waits/api\n";
+    assert!(stopped.stderr.contains(bound), "{stopped:#?}");
+    said(lab, "unexpose svc/web svc/api -n waits");
+
+    let relay = Relay::new(&server(lab));
+    let deserted = struck(lab, line, &through(&relay), waiting, |_| relay.cut()).expect("it waits");
+    ended_in_words(&deserted, 0);
+    let tell = "(pool waits, owner <pending>, <pending> backends)";
+    assert_eq!(
+        deserted.stdout,
+        format!("service/web exposed: 10.98.79.1 {tell}\nservice/api exposed: 10.98.79.2 {tell}\n")
+    );
+    said(lab, "unexpose svc/web svc/api -n waits");
+    said(lab, "pool delete waits");
 }
 
 /// How many requests lie between two places at which the longer commands are cut.

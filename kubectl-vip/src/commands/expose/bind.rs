@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -12,12 +11,13 @@ use vip_core::api::{PLUGIN_MANAGER, VirtualIP, VirtualIPSpec, name_of};
 use vip_core::validate::{CheckedPool, MAX_SERVICES};
 use vip_core::vrrp::Family;
 
-use super::choice::{Applicant, World, belongs};
+use super::choice::{Applicant, belongs};
 use super::service;
 use super::{Expose, is_of};
 use crate::cli::DryRun;
 use crate::cluster::{is_conflict, present};
 use crate::exit::{Failure, Result};
+use crate::output::span;
 
 /// After so many addresses taken by others in a row, the list of virtual IPs is read again.
 const STALE_AFTER: usize = 3;
@@ -78,8 +78,7 @@ impl Expose<'_> {
             if lost >= STALE_AFTER {
                 lost = 0;
                 let (pools, vips) = futures::join!(self.cluster.list_pools(), self.cluster.list_vips());
-                let nodes = self.nodes.as_deref().unwrap_or_default();
-                self.world = World::new(pools?, vips?, nodes, Timestamp::now());
+                self.world.renew(pools?, vips?);
                 taken = self.taken();
             }
         }
@@ -98,7 +97,8 @@ impl Expose<'_> {
             let ours = is_of(vip, family)
                 && !vip.spec.services.is_empty()
                 && vip.spec.services.len() < MAX_SERVICES
-                && vip.spec.services.iter().all(|s| s.namespace == applicant.at.namespace);
+                && vip.spec.services.iter().all(|s| s.namespace == applicant.at.namespace)
+                && self.is_set(vip);
             let pool =
                 world.pool_name(&vip.spec.address).filter(|name| pools.iter().any(|p| p.name == *name));
             let (true, Some(pool)) = (ours, pool) else { continue };
@@ -159,6 +159,9 @@ impl Expose<'_> {
                     vip.spec.address
                 )));
             }
+            if !self.is_set(&vip) {
+                return Err(self.set_otherwise(&vip));
+            }
             if let Some(clash) = self.clash(&vip, applicant, service).await? {
                 return Err(Failure::new(clash));
             }
@@ -173,19 +176,69 @@ impl Expose<'_> {
                 "metadata": {"resourceVersion": vip.metadata.resource_version},
                 "spec": {"services": services},
             });
-            let params = PatchParams {
-                dry_run: self.dry_run() == DryRun::Server,
-                field_manager: Some(PLUGIN_MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
-            match self.cluster.vips().patch(&vip.name_any(), &params, &Patch::Merge(patch)).await {
+            match self.cluster.vips().patch(&vip.name_any(), &self.params(), &Patch::Merge(patch)).await {
                 Ok(vip) => return Ok(vip),
+                Err(kube::Error::Api(status))
+                    if status.is_not_found() && self.dry_run() == DryRun::Server =>
+                {
+                    // This run would have made it.
+                    vip.spec.services = services;
+                    return Ok(vip);
+                }
                 Err(error) if is_conflict(&error) => vip = self.cluster.vips().get(&vip.name_any()).await?,
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Failure::new(format!("{} keeps changing: others write to it all the time", vip.spec.address))
             .hint("run the command again"))
+    }
+
+    /// Whether a virtual IP has the scheduler and the persistence that were asked for, if any were.
+    pub(super) fn is_set(&self, vip: &VirtualIP) -> bool {
+        self.args.scheduler.is_none_or(|wanted| wanted == vip.spec.scheduler)
+            && self.persistence.is_none_or(|wanted| vip.spec.persistence_seconds == Some(wanted))
+    }
+
+    /// Others have the address, too, with a scheduler and a persistence that are not what was asked for.
+    pub(super) fn set_otherwise(&self, vip: &VirtualIP) -> Failure {
+        let spec = &vip.spec;
+        let persistence = spec.persistence_seconds.map_or_else(
+            || "no persistence of its own".to_owned(),
+            |seconds| format!("persistence {}", span(i64::from(seconds))),
+        );
+        Failure::new(format!(
+            "{} has scheduler {} and {persistence} for all its Services ({})",
+            spec.address,
+            spec.scheduler.as_str(),
+            spec.services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        ))
+        .hint(format!(
+            "leave --scheduler and --persistence out, or change them for all: kubectl edit virtualip {}",
+            vip.name_any()
+        ))
+    }
+
+    /// Gives a virtual IP that only this Service has the scheduler and the persistence that were asked for.
+    pub(super) async fn configure(&self, vip: &VirtualIP) -> Result<VirtualIP> {
+        let mut vip = vip.clone();
+        vip.spec.scheduler = self.args.scheduler.unwrap_or(vip.spec.scheduler);
+        vip.spec.persistence_seconds = self.persistence.or(vip.spec.persistence_seconds);
+        if self.dry_run() == DryRun::Client {
+            return Ok(vip);
+        }
+        let patch = json!({
+            "metadata": {"resourceVersion": vip.metadata.resource_version},
+            "spec": {"scheduler": vip.spec.scheduler, "persistenceSeconds": vip.spec.persistence_seconds},
+        });
+        Ok(self.cluster.vips().patch(&vip.name_any(), &self.params(), &Patch::Merge(patch)).await?)
+    }
+
+    fn params(&self) -> PatchParams {
+        PatchParams {
+            dry_run: self.dry_run() == DryRun::Server,
+            field_manager: Some(PLUGIN_MANAGER.to_owned()),
+            ..PatchParams::default()
+        }
     }
 
     /// The sentence about a port that a Service of this address has already.

@@ -5,17 +5,19 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use vip_core::api::{ForeignRouterStatus, ServiceRef, VIPNode, VIPPool, VirtualIP};
 use vip_core::pool::{AddressSet, choose_virtual_router, next_free, used};
 use vip_core::validate::{CheckedPool, check_pools, in_no_pool, pool_of};
 use vip_core::vrrp::Family;
 
 use crate::cluster::silence;
-use crate::commands::pool::lan::range_text;
+use crate::commands::pool::lan::{Lan, range_text};
 use crate::commands::pool::{self, taken};
 use crate::exit::{Failure, Result};
 
 /// The pools and virtual IPs of the cluster, as they were read.
+#[derive(Clone)]
 pub struct World {
     /// The pools that keep the rules.
     pub pools: Vec<CheckedPool>,
@@ -25,6 +27,8 @@ pub struct World {
     pub vips: Vec<VirtualIP>,
     /// Routers of others that agents hear, each with the networks of the interface.
     foreign: Vec<(ForeignRouterStatus, Vec<IpNet>)>,
+    /// Addresses that machines have, and which.
+    hosts: BTreeMap<IpAddr, String>,
 }
 
 impl World {
@@ -39,7 +43,31 @@ impl World {
                 foreign.push((router.clone(), networks.collect()));
             }
         }
-        Self { pools: check_pools(&raw_pools).0, raw_pools, vips, foreign }
+        let hosts = Lan::new(Vec::new(), &[], nodes, &[]).hosts().collect();
+        Self { pools: check_pools(&raw_pools).0, raw_pools, vips, foreign, hosts }
+    }
+
+    /// Takes in what pools and virtual IPs there are now.
+    pub fn renew(&mut self, raw_pools: Vec<VIPPool>, vips: Vec<VirtualIP>) {
+        (self.pools, self.raw_pools, self.vips) = (check_pools(&raw_pools).0, raw_pools, vips);
+    }
+
+    /// Takes in the addresses of nodes.
+    pub fn add_hosts(&mut self, nodes: &[Node]) {
+        self.hosts.extend(Lan::new(Vec::new(), nodes, &[], &[]).hosts());
+    }
+
+    /// Why nobody may have an address: it is a node's own.
+    pub fn refuse_host(&self, address: IpAddr) -> Result<()> {
+        let Some(owner) = self.hosts.get(&address) else { return Ok(()) };
+        let hint = pool_of(&self.pools, address).map_or_else(
+            || "name an address that no machine has".to_owned(),
+            |pool| format!("keep it out of the pool: kubectl vip pool set {} --exclude {address}", pool.name),
+        );
+        Err(Failure::new(format!(
+            "{address} is the address of {owner}: as a virtual IP it would cut that off"
+        ))
+        .hint(hint))
     }
 
     /// The virtual IP with this address.
@@ -65,7 +93,7 @@ impl World {
 
     /// Addresses that may not be given out.
     pub fn taken(&self) -> BTreeSet<IpAddr> {
-        taken(&self.vips)
+        taken(&self.vips).into_iter().chain(self.hosts.keys().copied()).collect()
     }
 
     /// The virtual router for a new virtual IP: none that others of the LAN have, and none of another pool while there
@@ -251,6 +279,7 @@ impl World {
         if !applicant.families.contains(&family) {
             return Err(applicant.lacks(&format!("{address} is an {} address", word(family))));
         }
+        self.refuse_host(address)?;
         let Some(pool) = pool_of(&self.pools, address) else {
             let alike = Applicant { families: vec![family], ..applicant.clone() };
             let next = self.pools_of(&alike, None, family).ok();
@@ -442,6 +471,31 @@ mod tests {
              50 of 192.168.10.7, 51 of 192.168.10.7\n\
              hint: give it others: kubectl vip pool set lab --virtual-routers FIRST-LAST"
         );
+    }
+
+    #[test]
+    fn the_address_of_a_node_is_no_virtual_ip() {
+        let node: VIPNode = serde_json::from_value(json!({
+            "metadata": {"name": "node-1"},
+            "status": {"interfaces": [
+                {"name": "eth0", "mac": "m", "addresses": ["192.168.10.241/24"], "carrier": true}]},
+        }))
+        .unwrap();
+        let mut world = world(&[]);
+        world = World::new(world.raw_pools, world.vips, &[node], now());
+        let machine = json!({
+            "metadata": {"name": "node-2"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.10.242"},
+                                     {"type": "Hostname", "address": "node-2"}]},
+        });
+        world.add_hosts(&[serde_json::from_value(machine).unwrap()]);
+        assert_eq!(
+            sentence(world.pool_of_ip(ip("192.168.10.241"), &shop())),
+            "Error: 192.168.10.241 is the address of node node-1: as a virtual IP it would cut that off\n\
+             hint: keep it out of the pool: kubectl vip pool set lab --exclude 192.168.10.241"
+        );
+        let (family, pools) = world.pools_for(&shop(), None).unwrap().swap_remove(0);
+        assert!(world.free(family, &pools, &world.taken()).is_none(), "neither is drawn");
     }
 
     #[test]

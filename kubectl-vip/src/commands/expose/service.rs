@@ -73,7 +73,7 @@ fn refuse(service: &Service) -> Result<bool> {
     let spec = service.spec.clone().unwrap_or_default();
     if spec.type_.as_deref() == Some("ExternalName") {
         return Err(Failure::new(format!(
-            "service {at} is an ExternalName, which is not supported: it has no endpoints, a VIP would lead nowhere"
+            "service {at} has neither selector nor EndpointSlices: a VIP would lead nowhere; ExternalName is not supported"
         )));
     }
     if spec.ports.iter().flatten().next().is_none() {
@@ -103,7 +103,7 @@ mod tests {
         let refused = |spec| refuse(&service(spec)).map_err(|failure| failure.to_string());
         assert_eq!(
             refused(json!({"type": "ExternalName", "externalName": "a.b"})).unwrap_err(),
-            "Error: service shop/web is an ExternalName, which is not supported: it has no endpoints, a VIP would lead nowhere"
+            "Error: service shop/web has neither selector nor EndpointSlices: a VIP would lead nowhere; ExternalName is not supported"
         );
         assert_eq!(
             refused(json!({"selector": {"a": "b"}})).unwrap_err(),

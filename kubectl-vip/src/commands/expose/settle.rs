@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
-use serde_json::json;
 use vip_core::api::{CONDITION_ANNOUNCED, CONDITION_CONFLICT, Reason, ServiceRef, VirtualIP};
 
 use super::{Expose, Exposed, LOOK, Origin, WAIT};
 use crate::cli::DryRun;
 use crate::commands::unexpose::release;
 use crate::exit::{Failure, Result};
+use crate::mirror::Mirror;
 use crate::output::{self, PENDING, say};
 use crate::wait::{self, Ended, Look};
 
@@ -32,10 +32,18 @@ impl Expose<'_> {
         let timeout = self.args.timeout.unwrap_or(if self.args.wait == Some(true) { WAIT } else { LOOK });
         let deadline = Instant::now() + timeout;
         let (mut shown, mut failed) = (Vec::new(), None);
+        if patient {
+            self.tell(&done);
+        }
         for mut exposed in done {
-            if matches!(exposed.origin, Origin::Before) {
+            let what = match exposed.origin {
+                Origin::Before => Some(" (unchanged)".to_owned()),
+                Origin::Configured => Some(format!(" (configured){}", change.dry_run.suffix())),
+                Origin::Named | Origin::Drawn(_) => None,
+            };
+            if let Some(what) = what {
                 let Exposed { at, vip, pool, .. } = exposed;
-                shown.push((format!("{} (unchanged)", sentence(&at, &vip, &pool)), vip));
+                shown.push((format!("{}{what}", sentence(&at, &vip, &pool)), vip));
                 continue;
             }
             if change.dry_run != DryRun::None {
@@ -47,7 +55,9 @@ impl Expose<'_> {
             match self.settle(&mut exposed, patient, deadline).await {
                 Err(failure) => {
                     failed.get_or_insert(failure);
-                    continue;
+                    if !exposed.bound {
+                        continue;
+                    }
                 }
                 Ok(Some(reason)) => {
                     let address = &exposed.vip.spec.address;
@@ -67,16 +77,26 @@ impl Expose<'_> {
             None => shown.into_iter().for_each(|(line, _)| output::line(line)),
             Some(format) => {
                 let objects: Vec<VirtualIP> = shown.iter().map(|(_, vip)| output::bare(vip)).collect();
-                match objects.as_slice() {
-                    [] => {}
-                    [one] => output::document(one, format)?,
-                    many => {
-                        output::document(&json!({"apiVersion": "v1", "kind": "List", "items": many}), format)?
-                    }
+                // Where nothing was done, there is an error.
+                if !objects.is_empty() {
+                    output::objects(&objects, format)?;
                 }
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Says what was written, before it is waited for in turn: a run that is cut off has said all that it did.
+    fn tell(&self, done: &[Exposed]) {
+        let is_new = |exposed: &&Exposed| matches!(exposed.origin, Origin::Named | Origin::Drawn(_));
+        let new: Vec<String> = done
+            .iter()
+            .filter(is_new)
+            .map(|exposed| format!("{} to service {}", exposed.vip.spec.address, exposed.at))
+            .collect();
+        if new.len() > 1 && self.dry_run() == DryRun::None && self.args.wait != Some(false) {
+            say(format!("bound: {}", new.join(", ")));
+        }
     }
 
     /// Waits for an owner; an address that another machine uses is given back, and another one drawn. Why there is no owner yet.
@@ -100,6 +120,7 @@ impl Expose<'_> {
             }
             let address = exposed.vip.spec.address.clone();
             release(self.cluster, &exposed.vip, DryRun::None).await?;
+            exposed.bound = false;
             self.world.vips.retain(|other| other.name_any() != exposed.vip.name_any());
             let Origin::Drawn(wish) = &exposed.origin else {
                 return Err(Failure::new(format!("{whose}; service {} is not exposed", exposed.at))
@@ -109,6 +130,7 @@ impl Expose<'_> {
             self.avoided.extend(address.parse::<IpAddr>());
             let (service, applicant, family) = wish.as_ref();
             (exposed.vip, exposed.pool) = self.draw(*family, applicant, service).await?;
+            exposed.bound = true;
             self.world.know(&exposed.vip);
         }
     }
@@ -118,10 +140,13 @@ impl Expose<'_> {
         if self.args.wait.is_none() && self.nodes.as_ref().is_some_and(Vec::is_empty) {
             return Ok(Settled::Late("no vip-node has reported to the cluster".to_owned()));
         }
-        let (vips, name) = (self.cluster.vips(), vip.name_any());
+        let mut mirror = Mirror::of(self.cluster.vips(), vip);
         let left = deadline.saturating_duration_since(Instant::now());
         let ended = wait::until(&format!("an owner of {}", vip.spec.address), left, async || {
-            *vip = vips.get(&name).await?;
+            let now = mirror.look().await?.next().cloned();
+            *vip = now.ok_or_else(|| {
+                Failure::new(format!("virtual IP {} was deleted meanwhile", vip.spec.address))
+            })?;
             Ok(look(vip))
         })
         .await?;
@@ -168,6 +193,8 @@ fn sentence(at: &ServiceRef, vip: &VirtualIP, pool: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn vip(status: serde_json::Value) -> VirtualIP {
