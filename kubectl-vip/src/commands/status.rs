@@ -3,13 +3,13 @@
 //! What the user may not read is marked `Forbidden`; the rest is shown.
 
 mod detail;
+mod document;
 mod watch;
 
+use futures::future::try_join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
-use serde::Serialize;
-use serde_json::json;
 use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP, name_of};
 use vip_core::pool::used;
 use vip_core::validate::{CheckedPool, check_pools, pool_of};
@@ -24,6 +24,7 @@ use crate::commands::version::versions;
 use crate::exit::{Failure, Result};
 use crate::judge::{self, Judge, count};
 use crate::output::{self, Form, NONE, Table, say};
+use crate::suggest;
 
 /// What stands for that which may not be read.
 const FORBIDDEN: &str = "Forbidden";
@@ -40,31 +41,68 @@ pub async fn run(cluster: &Cluster, args: &StatusArgs) -> Result<()> {
     }
     let view = View::read(cluster).await?;
     let shown = view.shown(&scope);
-    if shown.is_empty()
-        && let Some(failure) = scope.not_found()
-    {
-        return Err(failure);
+    if let (true, Some(target)) = (shown.is_empty(), &scope.target) {
+        return Err(not_found(cluster, target, &view.vips).await?);
     }
     let report = view.report(&scope, &shown);
     match Form::from(args.list.output) {
         Form::Names => {
             shown.iter().for_each(|vip| output::line(title_of::<VirtualIP>(&vip.name_any())));
         }
-        Form::Document(format) => output::document(&report.document(), format)?,
+        Form::Document(format) => {
+            let details = details(cluster, &scope, &shown).await?;
+            output::document(&document::of(&view, &scope, &shown, &details, &report), format)?;
+        }
         Form::Table { wide } => {
-            let mut details = String::new();
-            // Who asks for one wants to know all about it.
-            for vip in shown.iter().filter(|_| scope.target.is_some()) {
-                let detail = Detail::read(cluster, vip).await?;
-                details.push_str(&detail.text(vip, view.nodes.as_deref(), view.now));
+            let details = details(cluster, &scope, &shown).await?;
+            let (head, rest) = (report.head(), report.rest(&view, &shown, &details));
+            let table = report.table(&scope, wide, args.list.no_headers);
+            match args.list.no_headers {
+                false => output::print(&format!("{head}{table}{rest}")),
+                // For programs there are only rows.
+                true => {
+                    output::print(&table);
+                    say(format!("{head}{rest}").trim_end());
+                }
             }
-            output::print(&report.text(&scope, wide, args.list.no_headers, &details));
             if report.rows.is_empty() {
                 say(scope.nothing());
             }
         }
     }
     Ok(())
+}
+
+/// Who asks for one wants to know all about it.
+async fn details(cluster: &Cluster, scope: &Scope, shown: &[&VirtualIP]) -> Result<Vec<Detail>> {
+    let named = shown.iter().filter(|_| scope.target.is_some());
+    try_join_all(named.map(|vip| Detail::read(cluster, vip))).await
+}
+
+/// The Services of a virtual IP that are in question; a bare address has a line, too.
+fn services<'a>(vip: &'a VirtualIP, scope: &Scope) -> Vec<Option<&'a ServiceRef>> {
+    let services = vip.spec.services.iter();
+    match vip.spec.services.is_empty() {
+        true => vec![None],
+        false => services.filter(|service| scope.has_service(service) || scope.all).map(Some).collect(),
+    }
+}
+
+/// Why there is nothing to show of what was named: it is mistyped, or a Service that is not exposed.
+async fn not_found(cluster: &Cluster, target: &Target, vips: &[VirtualIP]) -> Result<Failure> {
+    let name = match target {
+        Target::Vip(address) => return Ok(suggest::no_virtual_ip(*address, vips)),
+        Target::Service(name) => name,
+    };
+    let at = ServiceRef { namespace: cluster.namespace.clone(), name: name.clone() };
+    let expose =
+        || suggest::not_exposed(&at, vips).hint(format!("kubectl vip expose svc/{name} -n {}", at.namespace));
+    // Who may not read Services is not told whether there is one.
+    match permitted(cluster.services(&at.namespace).get_opt(name).await)? {
+        Some(Some(_)) => Ok(expose()),
+        Some(None) => Ok(cluster.no_service(name).await),
+        None => Ok(suggest::not_exposed(&at, vips)),
+    }
 }
 
 /// Which virtual IPs were asked for.
@@ -105,17 +143,6 @@ impl Scope {
         named && (self.all || service.namespace == self.namespace)
     }
 
-    fn not_found(&self) -> Option<Failure> {
-        match &self.target {
-            None => None,
-            Some(Target::Vip(address)) => Some(Failure::new(format!("virtual IP {address} not found"))),
-            Some(Target::Service(name)) => Some(
-                Failure::new(format!("service {}/{name} has no virtual IP", self.namespace))
-                    .hint(format!("kubectl vip expose svc/{name} -n {}", self.namespace)),
-            ),
-        }
-    }
-
     fn nothing(&self) -> String {
         match self.all {
             true => "No virtual IPs found.".to_owned(),
@@ -134,8 +161,7 @@ struct View {
 }
 
 /// One line of the table: a Service at an address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     namespace: String,
     service: String,
@@ -207,17 +233,7 @@ impl View {
                 }
                 (Some(_), Err(_)) => NONE.to_owned(),
             };
-            let services: Vec<Option<&ServiceRef>> = match vip.spec.services.is_empty() {
-                true => vec![None],
-                false => vip
-                    .spec
-                    .services
-                    .iter()
-                    .filter(|service| scope.has_service(service) || scope.all)
-                    .map(Some)
-                    .collect(),
-            };
-            for service in services {
+            for service in services(vip, scope) {
                 rows.push(self.row(vip, service, &pool, &verdict));
             }
             problems.extend(verdict.problems);
@@ -279,8 +295,8 @@ impl View {
 }
 
 impl Report {
-    /// All of it; the details of what was asked for come between the table and the problems.
-    fn text(&self, scope: &Scope, wide: bool, no_headers: bool, details: &str) -> String {
+    /// The agents and the pools.
+    fn head(&self) -> String {
         let pools = match self.pools.as_deref() {
             None => FORBIDDEN.to_owned(),
             Some([]) => NONE.to_owned(),
@@ -290,11 +306,23 @@ impl Report {
                 each.join(", ")
             }
         };
-        let mut text = format!("Agent: {}    Pools: {pools}\n", self.agents);
-        if !self.rows.is_empty() {
-            text.push_str(&table(&self.rows, scope, wide).render(no_headers));
+        format!("Agent: {}    Pools: {pools}\n", self.agents)
+    }
+
+    /// The virtual IPs, a line each.
+    fn table(&self, scope: &Scope, wide: bool, no_headers: bool) -> String {
+        match self.rows.is_empty() {
+            true => String::new(),
+            false => table(&self.rows, scope, wide).render(no_headers),
         }
-        text.push_str(details);
+    }
+
+    /// The details of what was named, and the problems.
+    fn rest(&self, view: &View, shown: &[&VirtualIP], details: &[Detail]) -> String {
+        let mut text = String::new();
+        for (vip, detail) in shown.iter().zip(details) {
+            text.push_str(&detail.text(vip, view.nodes.as_deref(), view.now));
+        }
         if !self.problems.is_empty() {
             text.push_str("\nProblems:\n");
         }
@@ -302,19 +330,6 @@ impl Report {
             text.push_str(&format!("! {code} {about}: {message}\n    {command}\n"));
         }
         text
-    }
-
-    fn document(&self) -> serde_json::Value {
-        let pools: Vec<_> =
-            self.pools.iter().flatten().map(|(name, share)| json!({"name": name, "used": share})).collect();
-        json!({
-            "apiVersion": "cli.kubectl-vip.io/v1alpha1",
-            "kind": "StatusList",
-            "agents": self.agents,
-            "pools": pools,
-            "items": self.rows,
-            "problems": self.problems,
-        })
     }
 }
 
@@ -345,6 +360,7 @@ fn table(rows: &[Row], scope: &Scope, wide: bool) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use vip_core::api::VirtualRouterRange;
 
     use super::*;
@@ -397,7 +413,8 @@ mod tests {
 
     fn text(view: &View, scope: &Scope) -> String {
         let shown = view.shown(scope);
-        view.report(scope, &shown).text(scope, false, false, "")
+        let report = view.report(scope, &shown);
+        format!("{}{}{}", report.head(), report.table(scope, false, false), report.rest(view, &shown, &[]))
     }
 
     #[test]
@@ -414,6 +431,39 @@ mod tests {
              ! VIP301 shop/api: no ready endpoints for 14m\n    \
                  kubectl get endpointslices -n shop -l kubernetes.io/service-name=api\n"
         );
+    }
+
+    #[test]
+    fn as_programs_read_it() {
+        let mut view = view();
+        let read = |view: &View| {
+            let (scope, shown) = (scope(true), view.shown(&scope(true)));
+            let report = view.report(&scope, &shown);
+            document::of(view, &scope, &shown, &[], &report)
+        };
+        let document = read(&view);
+        assert_eq!(document["agents"], json!({"installed": true, "ready": 3, "desired": 3}));
+        assert_eq!(document["pools"], json!([{"name": "lab", "used": 3, "total": 14}]));
+        assert_eq!((&document["versions"], &document["forbidden"]), (&json!(["v0.1.0"]), &json!([])));
+        assert_eq!(
+            document["items"][0],
+            json!({
+                "namespace": "shop", "service": "web", "vip": "192.168.10.241", "pool": "lab", "owner": "node-2",
+                "ownerSince": "2026-01-05T00:00:00Z", "backends": {"ready": 3, "total": 3}, "status": "Active",
+                "created": "2026-01-01T00:00:00Z", "virtualRouter": 100, "scheduler": "wlc",
+                "persistenceSeconds": null, "preferredNode": null,
+            })
+        );
+        assert_eq!(document["items"][2]["service"], json!(null), "a bare address");
+        // Of an owner that is silent nothing holds.
+        view.now = "2026-01-06T00:02:00Z".parse().unwrap();
+        (view.pools, view.agents) = (None, None);
+        let document = read(&view);
+        let item = &document["items"][0];
+        assert_eq!([&item["owner"], &item["ownerSince"], &item["backends"]], [&json!(null); 3]);
+        assert_eq!(item["status"], "Unknown");
+        assert_eq!([&document["pools"], &document["agents"]], [&json!(null); 2]);
+        assert_eq!(document["forbidden"], json!(["vippools.kubectl-vip.io", "daemonsets.apps"]));
     }
 
     #[test]
@@ -455,6 +505,5 @@ mod tests {
         assert_eq!(count(&by(Target::Vip("192.168.10.243".parse().unwrap()))), 1);
         assert_eq!(count(&by(Target::Service("web".to_owned()))), 1);
         assert_eq!(count(&by(Target::Service("wbe".to_owned()))), 0);
-        assert!(by(Target::Service("wbe".to_owned())).not_found().is_some());
     }
 }

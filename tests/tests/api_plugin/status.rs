@@ -62,7 +62,13 @@ fn reports_are_shown_for_as_long_as_they_hold() {
     assert_eq!(row[1..7], ["Ready", "v0.1.0", "eth0", "10.98.7.200/24", "2", "10.98.7.1,10.98.7.2"]);
     assert!(said(lab, "version").starts_with("Client Version: v0.1.0\nAgent Version: "));
 
-    // Who names one is told all about it.
+    // Who names one is told all about it, and nothing of an earlier one at its address.
+    let earlier = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "seen-earlier", "namespace": "default"},
+        "involvedObject": {"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "name": "10.98.7.1", "uid": "earlier"},
+        "reason": "Announced", "type": "Normal", "message": "announced by plugin-node", "lastTimestamp": ago(60),
+    });
+    lab.apply(&earlier.to_string()).unwrap();
     let depth = said(lab, "status svc/web -n seen");
     let cells = |head: &str| -> Vec<Vec<String>> {
         let part = depth.lines().skip_while(|line| !line.starts_with(head)).skip(1);
@@ -81,7 +87,18 @@ fn reports_are_shown_for_as_long_as_they_hold() {
     assert!(silent.contains("! VIP202 seen/web: last owner plugin-node has been silent for 9"), "{silent}");
     assert!(silent.contains(": nobody knows who owns 10.98.7.1\n"), "{silent}");
     let document: Value = serde_json::from_str(&said(lab, "status 10.98.7.1 -o json")).unwrap();
-    assert_eq!(document["items"][0]["owner"], "<unknown>");
+    let item = &document["items"][0];
+    assert_eq!([&item["owner"], &item["backends"]], [&json!(null); 2], "{document:#}");
+    assert_eq!((&item["status"], &item["virtualRouter"]), (&json!("Unknown"), &json!(7)));
+    assert_eq!(item["details"]["virtualIP"]["status"]["node"], "plugin-node", "what was reported last");
+    assert_eq!(item["details"]["endpointSlices"], json!([]));
+    // For programs: rows and nothing else.
+    let rows = vip(lab, "status svc/web -n seen --no-headers").and_then(Output::ok).unwrap();
+    assert_eq!(rows.stdout.lines().count(), 1, "{rows:#?}");
+    assert!(rows.stdout.starts_with("web   10.98.7.1   seen   <unknown>"), "{rows:#?}");
+    for talk in ["Agent: ", "! VIP202 seen/web: "] {
+        assert!(rows.stderr.contains(talk), "{talk}: {rows:#?}");
+    }
     assert_eq!(said(lab, "status svc/web -n seen -o name"), "virtualip.kubectl-vip.io/10.98.7.1\n");
     lab.kubectl(["delete", "vipnode", "plugin-node"]).and_then(Output::ok).unwrap();
 }
@@ -142,4 +159,8 @@ fn a_watch_prints_what_has_changed_line_by_line_into_a_pipe() {
     let gone = next();
     assert_eq!((gone[0].as_str(), gone[5].as_str()), ("web", "Released"));
     assert!(refused(lab, "status -w -o json").starts_with("Error: --watch prints a table\n"));
+    assert!(
+        refused(lab, "status svc/wbe -n watched -w").starts_with("Error: services \"wbe\" not found"),
+        "a mistyped name is not waited for"
+    );
 }

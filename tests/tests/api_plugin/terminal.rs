@@ -7,7 +7,11 @@ use std::{
 
 use lab::{Terminal, command};
 
-use super::{LIMIT, installed, namespace, pool, said};
+use super::{
+    LIMIT,
+    agents::{ago, gone, node, owner, report},
+    installed, namespace, pool, said,
+};
 
 #[test]
 fn a_question_is_answered_at_the_terminal_and_ctrl_c_changes_nothing() {
@@ -58,6 +62,35 @@ fn ctrl_c_while_it_waits_leaves_what_was_said_to_be_done() {
     );
     said(lab, "unexpose svc/web -n terminal");
     said(lab, "pool delete terminal");
+}
+
+#[test]
+fn a_watch_is_drawn_in_place_until_ctrl_c() {
+    const HOME: &str = "\x1b[H";
+    let (lab, _guard) = installed();
+    namespace(lab, "drawn", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
+    pool(lab, "drawn", "10.98.81.1-10.98.81.4");
+    said(lab, "expose svc/web -n drawn --pool drawn --wait=false");
+    report(lab, "drawn-1", &node("10.98.81.200/24", 81, &ago(0), "Master"));
+    let mut terminal = Terminal::start(lab, 80, &[], "status svc/web -n drawn -w").unwrap();
+    thread::sleep(Duration::from_secs(3));
+    owner(lab, "10.98.81.1", "drawn-1");
+    thread::sleep(Duration::from_secs(3));
+    terminal.press("\x03").unwrap();
+    let (code, screen) = terminal.end(LIMIT).unwrap();
+    assert_eq!(code, 130, "{screen}");
+    let frames: Vec<&str> = screen.split(HOME).skip(1).collect();
+    let has = |frame: &&str, words: &[&str]| words.iter().all(|word| frame.contains(word));
+    // The details of what was named are there, and change with it.
+    let row = "web       10.98.81.1   drawn   <pending>   <pending>   Pending ";
+    assert!(has(frames.first().unwrap(), &[row, "Virtual router 81 of 10.98.81.1"]), "{screen}");
+    let last = frames.iter().rfind(|frame| frame.contains("drawn-1"));
+    assert!(last.is_some_and(|frame| has(frame, &["CONDITION", "Announced"])), "{screen}");
+    // 24 rows, the last one for the cursor.
+    assert!(frames.iter().all(|frame| frame.lines().count() <= 24), "{screen}");
+    gone(lab, &["drawn-1"]);
+    said(lab, "unexpose svc/web -n drawn");
+    said(lab, "pool delete drawn");
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Report {
 
     fn document(&self) -> serde_json::Value {
         json!({
-            "apiVersion": "kubectl-vip.io/v1alpha1",
+            "apiVersion": "cli.kubectl-vip.io/v1alpha1",
             "kind": "CheckReport",
             "summary": {
                 "ok": self.count(Verdict::Ok),

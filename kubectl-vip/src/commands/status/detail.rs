@@ -19,8 +19,10 @@ const RECENT: usize = 10;
 
 /// What is read for one virtual IP alone; `None`: it may not be read.
 pub struct Detail {
-    slices: Option<Vec<EndpointSlice>>,
-    events: Option<Vec<Event>>,
+    /// The EndpointSlices of its Services.
+    pub slices: Option<Vec<EndpointSlice>>,
+    /// Events about it.
+    pub events: Option<Vec<Event>>,
 }
 
 impl Detail {
@@ -28,7 +30,9 @@ impl Detail {
     pub async fn read(cluster: &Cluster, vip: &VirtualIP) -> Result<Self> {
         // What happens to objects without a namespace is told in this one.
         let events: Api<Event> = Api::namespaced(cluster.client.clone(), "default");
-        let about = format!("involvedObject.kind=VirtualIP,involvedObject.name={}", vip.name_any());
+        // By uid: an earlier virtual IP had the same name.
+        let uid = vip.uid().unwrap_or_default();
+        let about = format!("involvedObject.kind=VirtualIP,involvedObject.uid={uid}");
         let about = ListParams::default().fields(&about);
         let (events, slices) =
             futures::join!(events.list(&about), slices(cluster, vip.spec.services.as_slice()));

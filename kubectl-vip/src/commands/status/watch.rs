@@ -2,41 +2,66 @@
 //! `kubectl get --watch` prints them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Report, Row, Scope, View};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::api::ListParams;
+use terminal_size::{Height, Width, terminal_size};
+use vip_core::api::{VIPNode, VIPPool, VirtualIP};
+
+use super::detail::Detail;
+use super::{Report, Row, Scope, View, details, not_found};
 use crate::cli::StatusArgs;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, permitted};
 use crate::exit::Result;
+use crate::mirror::Mirror;
 use crate::output::{self, say};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// To the first cell of the screen, and all that follows cleared (ECMA-48: CUP, ED).
-const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+/// Details are read again when a line of the table changes, and after so long.
+const DETAILS: Duration = Duration::from_secs(5);
+/// To the first cell of the screen (ECMA-48: CUP).
+const HOME: &str = "\u{1b}[H";
+/// The rest of the line, and the rest of the screen, cleared (EL, ED).
+const CLEAR_LINE: &str = "\u{1b}[K";
+const CLEAR_REST: &str = "\u{1b}[J";
 
 /// Goes on until it is interrupted. What cannot be read for a while is said, and read again.
 pub async fn run(cluster: &Cluster, args: &StatusArgs, scope: &Scope, wide: bool) -> Result<()> {
     let in_place = output::is_screen();
+    let mut sight = Sight::new(cluster);
     // The first look decides, as it does without --watch.
-    let mut view = View::read(cluster).await?;
+    let mut view = sight.look().await?;
+    if let (true, Some(target)) = (view.shown(scope).is_empty(), &scope.target) {
+        return Err(not_found(cluster, target, &view.vips).await?);
+    }
     let mut lines = Lines::default();
+    let mut depth = Depth::default();
     let mut failing = String::new();
     loop {
         let shown = view.shown(scope);
         let report = view.report(scope, &shown);
-        match in_place {
-            true => {
-                let trouble = if failing.is_empty() { String::new() } else { format!("\n{failing}\n") };
-                output::print(&format!(
-                    "{CLEAR}{}{trouble}",
-                    report.text(scope, wide, args.list.no_headers, "")
-                ));
+        if in_place {
+            if failing.is_empty() {
+                depth.renew(cluster, scope, &shown, &report).await;
             }
-            false => output::print(&lines.news(&report, scope, wide, args.list.no_headers)),
+            let mut text = report.head();
+            match report.rows.is_empty() {
+                true => text.push_str(&format!("{}\n", scope.nothing())),
+                false => text.push_str(&report.table(scope, wide, args.list.no_headers)),
+            }
+            text.push_str(&report.rest(&view, &shown, &depth.details));
+            if !failing.is_empty() {
+                text.push_str(&format!("\n{failing}\n"));
+            }
+            output::print(&frame(&text, terminal_size()));
+        } else {
+            output::print(&lines.news(&report, scope, wide, args.list.no_headers));
         }
         tokio::time::sleep(PAUSE).await;
-        match View::read(cluster).await {
+        match sight.look().await {
             Ok(fresh) => {
                 view = fresh;
                 failing.clear();
@@ -47,10 +72,87 @@ pub async fn run(cluster: &Cluster, args: &StatusArgs, scope: &Scope, wide: bool
                     say(&sentence);
                 }
                 failing = sentence;
-                view.now = jiff::Timestamp::now();
+                view.now = Timestamp::now();
             }
         }
     }
+}
+
+/// All that a status is made of, kept up to date.
+struct Sight {
+    vips: Mirror<VirtualIP>,
+    pools: Mirror<VIPPool>,
+    nodes: Mirror<VIPNode>,
+    agents: Mirror<DaemonSet>,
+}
+
+impl Sight {
+    fn new(cluster: &Cluster) -> Self {
+        let (agents, ours) = cluster.agents();
+        Self {
+            vips: Mirror::new(cluster.vips(), ListParams::default()),
+            pools: Mirror::new(cluster.pools(), ListParams::default()),
+            nodes: Mirror::new(cluster.nodes(), ListParams::default()),
+            agents: Mirror::new(agents, ours),
+        }
+    }
+
+    async fn look(&mut self) -> Result<View> {
+        let (vips, pools, nodes, agents) =
+            futures::join!(self.vips.look(), self.pools.look(), self.nodes.look(), self.agents.look());
+        let mut vips: Vec<VirtualIP> = vips?.cloned().collect();
+        vips.sort_by_key(|vip| vip.spec.address.parse::<std::net::IpAddr>().ok());
+        Ok(View {
+            vips,
+            pools: permitted(pools)?.map(|all| all.cloned().collect()),
+            nodes: permitted(nodes)?.map(|all| all.cloned().collect()),
+            agents: permitted(agents)?.map(|all| all.cloned().collect()),
+            now: Timestamp::now(),
+        })
+    }
+}
+
+/// The details of what was named.
+#[derive(Default)]
+struct Depth {
+    details: Vec<Detail>,
+    rows: Vec<Row>,
+    read: Option<Instant>,
+}
+
+impl Depth {
+    /// Reads them again if it is time. They may be missing for a while, or old: the table goes on.
+    async fn renew(&mut self, cluster: &Cluster, scope: &Scope, shown: &[&VirtualIP], report: &Report) {
+        let is_same = self.rows.len() == report.rows.len()
+            && self.rows.iter().zip(&report.rows).all(|(before, row)| before.is_same(row));
+        if is_same && self.read.is_some_and(|read| read.elapsed() < DETAILS) {
+            return;
+        }
+        if let Ok(fresh) = details(cluster, scope, shown).await {
+            (self.details, self.rows, self.read) = (fresh, report.rows.clone(), Some(Instant::now()));
+        }
+    }
+}
+
+/// A text that takes the place of what is on the screen: no more of it than fits.
+fn frame(text: &str, size: Option<(Width, Height)>) -> String {
+    let (columns, rows) = size
+        .map_or((usize::MAX, usize::MAX), |(width, height)| (usize::from(width.0), usize::from(height.0)));
+    let height = |line: &str| line.chars().count().div_ceil(columns.max(1)).max(1);
+    let all: Vec<&str> = text.lines().collect();
+    let mut frame = HOME.to_owned();
+    // The cursor stands on the last row.
+    let mut left = rows.saturating_sub(1);
+    for (place, line) in all.iter().enumerate() {
+        let rest: usize = all[place..].iter().map(|line| height(line)).sum();
+        if rest > left && height(line) >= left {
+            frame.push_str(&format!("... {} more lines{CLEAR_LINE}\n", all.len() - place));
+            break;
+        }
+        left -= height(line);
+        frame.push_str(&format!("{line}{CLEAR_LINE}\n"));
+    }
+    frame + CLEAR_REST
 }
 
 /// What was printed so far.
@@ -90,6 +192,26 @@ fn key(row: &Row) -> [String; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_is_drawn_than_the_screen_has_room_for() {
+        let drawn = |text: &str, columns, rows| {
+            let text = frame(text, Some((Width(columns), Height(rows))));
+            let text = text.strip_prefix(HOME).and_then(|text| text.strip_suffix(CLEAR_REST)).unwrap();
+            text.replace(CLEAR_LINE, "")
+        };
+        let text = "a\nb\nc\nd\n";
+        assert_eq!(drawn(text, 80, 24), text);
+        assert_eq!(drawn(text, 80, 5), text, "with the row of the cursor");
+        assert_eq!(drawn(text, 80, 4), "a\nb\n... 2 more lines\n");
+        assert_eq!(
+            drawn("1234567890\nb\nc\n", 4, 5),
+            "1234567890\n... 2 more lines\n",
+            "a line may take several rows"
+        );
+        assert_eq!(drawn(text, 80, 1), "... 4 more lines\n");
+        assert_eq!(frame("a\n", None), "\u{1b}[Ha\u{1b}[K\n\u{1b}[J");
+    }
 
     fn row(service: &str, owner: &str, age: &str) -> Row {
         Row {
