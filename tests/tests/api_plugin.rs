@@ -31,6 +31,8 @@ mod krew;
 mod mistakes;
 #[path = "api_plugin/owners.rs"]
 mod owners;
+#[path = "api_plugin/rights.rs"]
+mod rights;
 #[path = "api_plugin/status.rs"]
 mod status;
 #[path = "api_plugin/terminal.rs"]
