@@ -102,7 +102,7 @@ fn a_service_that_no_address_could_serve_is_refused_in_words() {
     check(|| {
         let scene = Scene::new(installed()?)?;
         let rows = [
-            ("elsewhere", "type: ExternalName, externalName: example.org", "is an ExternalName"),
+            ("elsewhere", "type: ExternalName, externalName: example.org", "ExternalName"),
             ("portless", "clusterIP: None, selector: {app: a}", "has no ports"),
         ];
         for ((name, spec, words), number) in rows.into_iter().zip(1..) {
