@@ -39,7 +39,7 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     let vip = Ipv4Addr::new(10, 87, 2, 60);
     scene.reserve(vip)?;
     let first = scene.owner(vip)?;
-    scene.wait_status(vip, &scene.nodes[first].name)?;
+    scene.wait_handover(vip, None, first, "First")?;
     let watch =
         scene.client().client().limit(PATIENT).watch(&format!("http://{vip}/"), Duration::from_millis(1))?;
     watch.wait_answers(200, SOON)?;
@@ -47,7 +47,7 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     let second = (first + 1) % 3;
     let prefer = json!({"spec": {"preferredNode": scene.nodes[second].name}}).to_string();
     scene.lab.kubectl(["patch", "virtualip", &vip.to_string(), "--type=merge", "-p", &prefer])?.ok()?;
-    scene.wait_status(vip, &scene.nodes[second].name)?;
+    scene.wait_handover(vip, Some(first), second, "Moved")?;
     ensure!(scene.owner(vip)? == second, "another node has the address");
 
     let drained = &scene.nodes[second].name;
@@ -56,7 +56,7 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
         let owner = scene.owner(vip)?;
         Ok((owner != second).then_some(owner))
     })?;
-    scene.wait_status(vip, &scene.nodes[third].name)?;
+    scene.wait_handover(vip, Some(second), third, "Drained")?;
     scene.lab.kubectl(["label", "vipnode", drained, "kubectl-vip.io/drain-"])?.ok()?;
 
     // As a DaemonSet rolls: one node after the other, the next when the one before takes part again.
@@ -142,9 +142,10 @@ fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() ->
     let vip = Ipv4Addr::new(10, 87, 2, 64);
     scene.reserve(vip)?;
     let owner = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[owner].name)?;
     let number = scene.nodes[owner].host.number();
     scene.lab.stop_apiserver()?;
-    let outcome = (|| -> Result<()> {
+    let outcome = (|| -> Result<usize> {
         let url = format!("http://{vip}/");
         let watch =
             scene.client().client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(5))?;
@@ -161,10 +162,10 @@ fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() ->
             thread::sleep(Duration::from_millis(500));
             ensure!(scene.owner(vip)? == next, "the address moved a second time");
         }
-        Ok(())
+        Ok(next)
     })();
     scene.lab.start_apiserver()?;
-    outcome
+    scene.wait_handover(vip, Some(owner), outcome?, "OwnerSilent")
 }
 
 #[test]
@@ -250,6 +251,7 @@ fn two_owners_are_told_and_the_better_one_remains_when_they_hear_each_other_agai
     ensure!(scene.bound(vip)?.len() == 2, "one of them gave way already");
     segment.heal()?;
     ensure!(scene.owner(vip)? == best, "the worse one remains");
+    scene.wait_handover(vip, Some(worst), best, "HigherPriority")?;
     command::until("the conflict to be over", SOON, || {
         let found = scene.object("virtualip", &vip.to_string())?;
         let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();

@@ -17,6 +17,7 @@ use vip_core::desired::Trouble;
 use vip_core::plan::{Along, Change, ServiceKey, Tables, plan};
 
 use super::audit::{Audit, Seen};
+use super::census::{Census, Counts};
 use crate::dataplane::{Dataplane, DataplaneError, blocks};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
@@ -44,6 +45,8 @@ pub struct Programmed {
     pub substituted: Arc<BTreeMap<ServiceKey, Trouble>>,
     /// Chains of the node's own firewall that drop by default.
     pub firewalls: Arc<BTreeSet<String>>,
+    /// Open connections to what is behind the addresses that are bound here. Of the moment: that they change wakes nobody.
+    pub connections: Arc<Counts>,
     /// What keeps this node from being programmed at all.
     pub trouble: Option<Trouble>,
 }
@@ -134,6 +137,7 @@ struct Worker<D> {
     mirror: Option<Tables>,
     /// Compares everything with the mirror, for what the sentinel cannot see.
     audit: Audit,
+    census: Census,
     /// When the sentinel looked last.
     watched: Instant,
     retry: Duration,
@@ -157,6 +161,7 @@ impl<D: Dataplane> Worker<D> {
             owned: BTreeSet::new(),
             mirror: None,
             audit: Audit::new(),
+            census: Census::new(),
             watched: Instant::now(),
             retry: RETRY.0,
             reported: None,
@@ -234,6 +239,9 @@ impl<D: Dataplane> Worker<D> {
             } else if !work {
                 work = self.look();
             }
+            if !work && self.census.is_due() {
+                self.count();
+            }
             if work && self.desired.is_some() {
                 again = (!self.attempt()).then(|| {
                     let at = Instant::now() + self.retry;
@@ -245,6 +253,15 @@ impl<D: Dataplane> Worker<D> {
                 }
             }
         }
+    }
+
+    fn count(&mut self) {
+        let Some(mirror) = &self.mirror else { return };
+        self.census.count(&mut self.dataplane, &mirror.ledger, &self.owned);
+        self.publish.send_if_modified(|state| {
+            state.connections = self.census.counts();
+            false
+        });
     }
 
     /// Whether one of our entries is missing. Any error counts: the full look that follows will say more. Asked of what
@@ -281,6 +298,7 @@ impl<D: Dataplane> Worker<D> {
             generation: Some(*generation),
             substituted: Arc::new(substituted),
             firewalls: Arc::clone(&self.firewalls),
+            connections: self.census.counts(),
             ..Programmed::default()
         };
         let observed = match known.map_or_else(|| self.dataplane.observe(), Ok) {
@@ -561,6 +579,31 @@ mod tests {
         assert!(!state.serves(&[]));
         kernel.fail(None);
         wait(&programmer, |s| s.serves(&[key(80)]));
+    }
+
+    #[test]
+    fn connections_are_counted_for_some_services_at_a_time_and_only_of_what_is_bound_here() {
+        let kernel = Recorder::default();
+        let mut wanted = many(40);
+        let other = ServiceKey { address: [10, 87, 2, 99].into(), ..key(80) };
+        wanted.ledger.insert(other);
+        wanted.services.insert(other, wanted.services[&key(1000)].clone());
+        let mut worker = worker(&kernel, wanted);
+        assert!(worker.attempt());
+        worker.owned.insert(key(80).address);
+        let mut state = worker.publish.subscribe();
+        let mut counted = || {
+            worker.count();
+            let all =
+                worker.publish.borrow().connections.keys().map(|(key, _)| *key).collect::<BTreeSet<_>>();
+            (all.len(), all.contains(&key(1000)), all.contains(&other))
+        };
+        assert_eq!(counted(), (32, true, false));
+        assert_eq!(counted(), (40, true, false), "those that are left, and the first again");
+        assert!(!state.has_changed().unwrap(), "nobody is woken for it");
+        worker.owned.clear();
+        worker.count();
+        assert!(state.borrow_and_update().connections.is_empty());
     }
 
     #[test]
