@@ -231,17 +231,9 @@ impl Host {
         self.netns.spawn(program)
     }
 
-    /// Sends bytes as an IPv4 datagram of VRRP's protocol to its group, with any TTL.
+    /// Sends bytes as a VRRP datagram, as [`Netns::inject`] does.
     pub fn inject(&self, ttl: u8, payload: &[u8]) -> Result<()> {
-        let script = "import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112)
-s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, int(sys.argv[1]))
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'eth0')
-s.sendto(bytes.fromhex(sys.argv[2]), ('224.0.0.18', 0))";
-        let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut python = Command::new("python3");
-        python.args(["-c", script, &ttl.to_string(), &hex]);
-        self.netns.exec(&mut python, command::LIMIT)?.ok().map(drop)
+        self.netns.inject("eth0", ttl, payload)
     }
 
     /// Runs a closure on a thread that is in it.
