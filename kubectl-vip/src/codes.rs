@@ -291,7 +291,7 @@ mod tests {
         );
     }
 
-    /// A code that no test provokes may be one that nothing can find.
+    /// A code that no test provokes may be one that nothing can find. To explain it or to leave it out provokes nothing.
     #[test]
     fn each_code_is_provoked_by_a_test() {
         let mut tests = String::new();
@@ -305,6 +305,8 @@ mod tests {
             let own = text.split_once("#[cfg(test)]\nmod tests").map(|(_, tests)| tests);
             tests.push_str(own.filter(|_| !is_registry).unwrap_or_default());
         }
+        let provoke = |line: &&str| !line.contains("explain") && !line.contains("--skip-checks");
+        let tests: String = tests.lines().filter(provoke).collect();
         let missing: Vec<&str> = all().map(|code| code.id).filter(|id| !tests.contains(id)).collect();
         assert!(missing.is_empty(), "no test provokes {missing:?}");
     }

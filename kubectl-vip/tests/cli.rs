@@ -178,6 +178,23 @@ fn a_failure_of_diff_is_not_a_difference() {
 }
 
 #[test]
+fn the_picture_of_the_help_shows_what_the_help_says() {
+    let picture = std::fs::read_to_string("../docs/pictures/help.svg").unwrap();
+    let pieces = picture.lines().filter(|line| line.starts_with("<text ")).map(|line| {
+        let text = line.split_once('>').unwrap().1.strip_suffix("</text>").unwrap();
+        text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    });
+    let shown: String = pieces.collect();
+    // A terminal has other line ends than a pipe.
+    let letters = |text: &str| text.split_whitespace().collect::<String>();
+    let said = format!("$ kubectl vip --help {}", stdout("--help"));
+    assert!(
+        letters(&shown) == letters(&said),
+        "docs/pictures/help.svg is old: `target/debug/lab pictures --help-only` draws it again"
+    );
+}
+
+#[test]
 fn help_says_what_was_called() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     let other = folder.join("lan-vip");

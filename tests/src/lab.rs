@@ -271,9 +271,7 @@ impl Lab {
 
     /// A kubectl command to which arguments, environment and input may be added. It finds the plugin that was built.
     pub fn kubectl_command(&self) -> Result<Command> {
-        let mut kubectl = Command::new(binaries::path("kubectl")?);
-        let path = env::var("PATH").unwrap_or_default();
-        kubectl.env("PATH", format!("{}:{path}", paths::target().join("debug").display()));
+        let mut kubectl = kubectl()?;
         kubectl.env("KUBECONFIG", self.kubeconfig());
         Ok(kubectl)
     }
@@ -478,6 +476,14 @@ impl VmHandle<'_> {
     ) -> Result<Output> {
         self.lab.machine().exec(None, command, limit, show)
     }
+}
+
+/// A kubectl command without a cluster. It finds the plugin that was built.
+pub(crate) fn kubectl() -> Result<Command> {
+    let mut kubectl = Command::new(binaries::path("kubectl")?);
+    let path = env::var("PATH").unwrap_or_default();
+    kubectl.env("PATH", format!("{}:{path}", paths::target().join("debug").display()));
+    Ok(kubectl)
 }
 
 const DEFAULT: &str = "lab";

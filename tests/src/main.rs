@@ -60,7 +60,11 @@ enum Verb {
     /// Tell the product's story on a cluster of its own, every step checked
     Demo,
     /// Draw the pictures of the documentation from what the commands say on a cluster
-    Pictures,
+    Pictures {
+        /// Only that of `--help`, which needs no cluster
+        #[arg(long)]
+        help_only: bool,
+    },
     /// Run the tests, all tiers or some
     Test(runner::Options),
     /// The first process in the machine
@@ -118,7 +122,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             return Ok(ExitCode::from(u8::try_from(output.code).unwrap_or(u8::MAX)));
         }
         Verb::Demo => demo::run()?,
-        Verb::Pictures => pictures::run()?,
+        Verb::Pictures { help_only } => pictures::run(help_only)?,
         Verb::Test(options) => return runner::run(&options),
         Verb::GuestInit { command } => guest::run_init(&command)?,
         Verb::Guest(options) => guest::run(&options)?,

@@ -1,13 +1,13 @@
 //! `lab pictures`: runs the commands that the documentation shows on a cluster of its own, at a terminal, and draws what they
 //! say as SVG.
 
-use std::{fmt::Write as _, fs, time::Duration};
+use std::{fmt::Write as _, fs, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
     interrupt,
-    lab::{Lab, Parts},
+    lab::{self, Lab, Parts},
     paths, product,
     terminal::Terminal,
     workload::Workload,
@@ -26,8 +26,13 @@ const LINE: f32 = 19.0;
 const CHARACTER: f32 = 8.5;
 const MARGIN: f32 = 16.0;
 
-/// Draws all pictures.
-pub fn run() -> Result<()> {
+/// Draws all pictures, or that of the help alone, which needs no cluster.
+pub fn run(help_only: bool) -> Result<()> {
+    product::build_programs()?;
+    draw(&lab::kubectl()?, "help", "--help", 0)?;
+    if help_only {
+        return Ok(());
+    }
     interrupt::on_interrupt(|| {
         if let Err(error) = Lab::remove(NAME) {
             eprintln!("error: {error:#}");
@@ -39,25 +44,27 @@ pub fn run() -> Result<()> {
 
 fn story(lab: &Lab) -> Result<()> {
     Workload::deploy(lab, NAMESPACE, "web", 3)?;
-    draw(lab, "help", "--help", 0)?;
-    draw(lab, "install", "install --pool lab=10.87.2.50-10.87.2.59", 0)?;
-    draw(lab, "expose", "expose svc/web -n shop", 0)?;
+    let draw = |name, line, wanted| draw(&lab.kubectl_command()?, name, line, wanted);
+    draw("install", "install --pool lab=10.87.2.50-10.87.2.59", 0)?;
+    draw("expose", "expose svc/web -n shop", 0)?;
 
     // A Service without pods; later a pool of another LAN, and a node that is taken out.
     lab.kubectl(["create", "service", "clusterip", "api", "--tcp=80", "-n", NAMESPACE])?.ok()?;
     lab.kubectl(["vip", "expose", "svc/api", "-n", NAMESPACE, "--wait=false"])?.ok()?;
     let api = product::address_of::<std::net::Ipv4Addr>(lab, NAMESPACE, "api")?;
     product::wait_owner(lab, api, Duration::from_secs(60))?;
-    draw(lab, "status", "status -A", 0)?;
-    draw(lab, "trouble", "status svc/api -n shop", 0)?;
+    // A trouble that has lasted looks like one.
+    thread::sleep(Duration::from_secs(100));
+    draw("status", "status -A", 0)?;
+    draw("trouble", "status svc/api -n shop", 0)?;
     lab.kubectl(["vip", "pool", "create", "office", "192.168.10.240/28"])?.ok()?;
     lab.kubectl(["vip", "node", "drain", "node-3"])?.ok()?;
-    draw(lab, "check", "check", 1)
+    draw("check", "check", 1)
 }
 
 /// Runs a command and draws its terminal.
-fn draw(lab: &Lab, name: &str, line: &str, wanted: i32) -> Result<()> {
-    let (code, shown) = Terminal::start(lab, COLUMNS, &[], line)?.end(LIMIT)?;
+fn draw(kubectl: &Command, name: &str, line: &str, wanted: i32) -> Result<()> {
+    let (code, shown) = Terminal::run(kubectl, COLUMNS, &[], line)?.end(LIMIT)?;
     ensure!(code == wanted, "kubectl vip {line} ended with exit code {code}:\n{shown}");
     let folder = paths::repository().join("docs/pictures");
     fs::create_dir_all(&folder)?;

@@ -23,9 +23,18 @@ pub struct Terminal {
 impl Terminal {
     /// Starts `kubectl vip` with the words of a line.
     pub fn start(lab: &Lab, columns: u16, environment: &[(&str, &str)], line: &str) -> Result<Self> {
+        Self::run(&lab.kubectl_command()?, columns, environment, line)
+    }
+
+    /// The same by a kubectl of the caller's.
+    pub(crate) fn run(
+        kubectl: &Command,
+        columns: u16,
+        environment: &[(&str, &str)],
+        line: &str,
+    ) -> Result<Self> {
         let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None)?;
-        let kubectl = lab.kubectl_command()?;
         // The terminal is that of the session, so that its keys are signals.
         let mut session = Command::new("setsid");
         session.arg("--ctty").arg(kubectl.get_program()).args(kubectl.get_args());

@@ -60,7 +60,7 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     let vip = Ipv4Addr::new(10, 87, 2, 60);
     scene.reserve(vip)?;
     let first = scene.owner(vip)?;
-    scene.wait_status(vip, &scene.nodes[first].name)?;
+    scene.wait_handover(vip, None, first, "First")?;
     let (begun, url) = (Instant::now(), format!("http://{vip}/"));
     let watch = scene.client().client().limit(faults::LIMIT).watch(&url, Duration::from_millis(1))?;
     watch.wait_answers(200, SOON)?;
@@ -68,7 +68,7 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
     let second = (first + 1) % 3;
     let prefer = json!({"spec": {"preferredNode": scene.nodes[second].name}}).to_string();
     scene.lab.kubectl(["patch", "virtualip", &vip.to_string(), "--type=merge", "-p", &prefer])?.ok()?;
-    scene.wait_status(vip, &scene.nodes[second].name)?;
+    scene.wait_handover(vip, Some(first), second, "Moved")?;
     ensure!(scene.owner(vip)? == second, "another node has the address");
 
     let drained = &scene.nodes[second].name;
@@ -77,7 +77,7 @@ fn no_request_fails_for_want_of_an_owner_when_an_address_moves_by_plan() -> Resu
         let owner = scene.owner(vip)?;
         Ok((owner != second).then_some(owner))
     })?;
-    scene.wait_status(vip, &scene.nodes[third].name)?;
+    scene.wait_handover(vip, Some(second), third, "Drained")?;
     scene.lab.kubectl(["label", "vipnode", drained, "kubectl-vip.io/drain-"])?.ok()?;
 
     let excluded = &scene.nodes[third].name;
@@ -208,9 +208,10 @@ fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() ->
     let scene = Scene::new(server()?, &segment, 3, "100ms")?;
     let vip = Ipv4Addr::new(10, 87, 2, 64);
     scene.reserve(vip)?;
-    scene.owner(vip)?;
+    let owner = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[owner].name)?;
     scene.lab.stop_apiserver()?;
-    let outcome = (|| -> Result<()> {
+    let outcome = (|| -> Result<usize> {
         let (next, report) = faults::unplug(&scene, vip)?;
         println!("longest gap {} ms", report.longest_gap.as_millis());
         ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
@@ -219,10 +220,10 @@ fn an_owner_that_is_unplugged_while_the_api_server_is_away_is_replaced_once() ->
             thread::sleep(Duration::from_millis(500));
             ensure!(scene.owner(vip)? == next, "the address moved a second time");
         }
-        Ok(())
+        Ok(next)
     })();
     scene.lab.start_apiserver()?;
-    outcome
+    scene.wait_handover(vip, Some(owner), outcome?, "OwnerSilent")
 }
 
 #[test]
@@ -308,6 +309,7 @@ fn two_owners_are_told_and_the_better_one_remains_when_they_hear_each_other_agai
     ensure!(scene.bound(vip)?.len() == 2, "one of them gave way already");
     segment.heal()?;
     ensure!(scene.owner(vip)? == best, "the worse one remains");
+    scene.wait_handover(vip, Some(worst), best, "HigherPriority")?;
     command::until("the conflict to be over", SOON, || {
         let found = scene.object("virtualip", &vip.to_string())?;
         let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();

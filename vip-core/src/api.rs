@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use self::rules::{LABEL_KEYS, NAMED_BY_ADDRESS, UNICAST, addresses_in_items, label_values};
 
+mod owner;
 mod rules;
+
+pub use owner::{Destination, Handover, HandoverReason, MOST_DESTINATIONS};
 
 /// The API group of every object of ours.
 pub const GROUP: &str = "kubectl-vip.io";
@@ -263,9 +266,19 @@ pub struct VirtualIPStatus {
     /// When a node announced it for the first time. Unset: an owner probes first whether another machine uses the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_announced: Option<Time>,
+    /// How it came to the node that owned it last.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "owner::leniently")]
+    pub last_handover: Option<Handover>,
     /// What IPVS sends to.
     #[serde(default)]
     pub backends: Backends,
+    /// The same one by one, as the owner has it: at most 16, those first that something speaks against.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "owner::leniently")]
+    #[schemars(length(max = 16))]
+    pub destinations: Vec<Destination>,
+    /// How many more there are.
+    #[serde(default, skip_serializing_if = "owner::is_none")]
+    pub more_destinations: u32,
     /// `Announced`, `Programmed` and `Conflict`; reasons are words of `Reason`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -9,6 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::api::Reason;
 use crate::desired::{Desired, Trouble, VipPlan};
 use crate::plan::{Protocol, Tables};
@@ -33,7 +36,7 @@ pub struct Settings {
 }
 
 /// What is held of a destination. What is better comes later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Verdict {
     /// Its probes fail.
     Failing,

@@ -60,6 +60,21 @@ pub struct RouterConfig {
     pub contested: BTreeSet<IpAddr>,
 }
 
+/// Why a router is master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// No other master was heard.
+    Alone,
+    /// The master was not heard any more.
+    Silence,
+    /// The master gave up by priority 0.
+    Goodbye,
+    /// This is the preferred node, and displaced a master that lives.
+    Preference,
+    /// Another one believes that it is master too, and has the lower priority.
+    Rank,
+}
+
 /// What all elections of a node have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lan {

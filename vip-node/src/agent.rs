@@ -11,6 +11,7 @@
 //! The loop turns at each change and once a second; nothing in it waits for the API server or for the kernel.
 
 mod audit;
+mod census;
 mod checks;
 mod cluster;
 mod guard;
@@ -246,6 +247,7 @@ impl Agent {
             lan: &self.lan,
             report,
             programmed,
+            checks: self.checker.checks(),
             now: &now,
         });
     }

@@ -23,7 +23,7 @@ pub use kernel::Kernel;
 pub use nat::Nat;
 pub use recorder::Recorder;
 
-/// The destinations of a virtual service, each with its weight.
+/// The destinations of a virtual service, each with its weight or its connections.
 pub type Destinations = BTreeMap<SocketAddr, u32>;
 
 /// The tables of a kernel. Calls block for as long as the kernel takes (microseconds for a step, milliseconds for
@@ -61,6 +61,9 @@ pub trait Dataplane: Send {
 
     /// Everything about these services; what concerns an address is left out.
     fn services(&mut self, keys: &BTreeSet<ServiceKey>) -> Result<Tables, DataplaneError>;
+
+    /// The open connections of a service's destinations, where there are any; none of a service that is not there.
+    fn connections(&mut self, key: &ServiceKey) -> Result<Destinations, DataplaneError>;
 
     /// Takes the steps in their order and returns those that failed, by their index. Steps that depend on a failed one are
     /// not tried and returned too ([`DataplaneError::Skipped`]). A step that is done already is no failure.

@@ -18,7 +18,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tracing::warn;
 use vip_core::api::{Reason, VrrpState};
-use vip_core::vrrp::{Lan, RouterConfig, RouterId};
+use vip_core::vrrp::{Cause, Lan, RouterConfig, RouterId};
 
 /// From the agent to vrrp.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,6 +101,8 @@ pub struct RouterReport {
     pub source: Option<IpAddr>,
     /// Source address of the master's last advertisement, unless it is us.
     pub master: Option<IpAddr>,
+    /// Why this node is master in it, or was last.
+    pub cause: Option<Cause>,
     /// The master whose silence made this node master lately, as long as it is not heard again.
     pub lost: Option<IpAddr>,
     /// Another router of ours that goes on as master although this node is master and answers it: it does not hear us.

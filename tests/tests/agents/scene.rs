@@ -105,6 +105,26 @@ impl<'a> Scene<'a> {
         })
     }
 
+    /// Waits until the status of an address says that it came to a node, from another or from none, for that reason.
+    pub fn wait_handover(
+        &self,
+        address: Ipv4Addr,
+        from: Option<usize>,
+        to: usize,
+        reason: &str,
+    ) -> Result<()> {
+        let name = |index: usize| self.nodes[index].name.as_str();
+        let (from, to) = (from.map(name), name(to));
+        self.wait_status(address, to)?;
+        command::until(&format!("{address} to have come to {to}: {reason}"), SOON, || {
+            let vip = self.object("virtualip", &address.to_string())?;
+            let told = &vip["status"]["lastHandover"];
+            let is_it = told["reason"] == reason && told["to"] == to && told["from"].as_str() == from;
+            ensure!(is_it, "it says {told}");
+            Ok(Some(()))
+        })
+    }
+
     /// Waits for an Event with that reason; gives its words.
     pub fn event(&self, reason: &str) -> Result<String> {
         command::until(&format!("an Event {reason}"), SOON, || {

@@ -77,7 +77,7 @@ fn reports_are_shown_for_as_long_as_they_hold() {
     };
     assert!(depth.contains("\nVirtual router 7 of 10.98.7.1, scheduler wlc\n"), "{depth}");
     assert!(cells("NODE").iter().any(|row| row[0] == "plugin-node" && row[2] == "Master"), "{depth}");
-    assert_eq!(cells("ENDPOINT"), [["<none>"]], "{depth}");
+    assert_eq!(cells("BACKEND"), [["<none>"]], "{depth}");
     assert!(cells("CONDITION").iter().any(|row| row[..3] == ["Announced", "True", "Active"]), "{depth}");
     assert_eq!(cells("LAST"), [["<none>"]], "{depth}");
 

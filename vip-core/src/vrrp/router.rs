@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::packet::Advert;
-use super::{RouterConfig, timers};
+use super::{Cause, RouterConfig, timers};
 use crate::api::VrrpState;
 
 /// How long a master that gives up goes on serving while it waits for its successor's first advertisement; longer where
@@ -57,6 +57,7 @@ pub struct Router {
     handover: Option<Handover>,
     /// The master whose silence made this one master, and when.
     lost: Option<(IpAddr, Duration)>,
+    cause: Option<Cause>,
     /// When an advertisement that loses was answered last.
     answered: Option<Duration>,
     /// When this master has spoken last.
@@ -104,6 +105,7 @@ impl Router {
             lower: None,
             handover: None,
             lost: None,
+            cause: None,
             answered: None,
             spoken: Duration::ZERO,
         }
@@ -135,6 +137,11 @@ impl Router {
         self.lost.filter(|(_, since)| now < *since + FRESH).map(|(address, _)| address)
     }
 
+    /// Why it is master, or was last.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause
+    }
+
     /// When [`Router::timeout`] is to be called.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.deadline
@@ -143,7 +150,7 @@ impl Router {
     /// Startup (section 6.4.1).
     pub fn start(&mut self, now: Duration) -> Vec<Action> {
         if self.config.priority == 255 {
-            return self.become_master(now);
+            return self.become_master(now, Cause::Alone);
         }
         self.silence = Silence { since: now, missed: MISSED, interval: self.config.interval };
         self.state = VrrpState::Backup;
@@ -161,7 +168,14 @@ impl Router {
             // (section 6.4.2: the Active_Down_Timer fires)
             (VrrpState::Backup, _) => {
                 let lost = self.master.filter(|_| self.lower.is_none_or(|lower| now >= self.dead(lower)));
-                let actions = self.become_master(now);
+                let cause = match (lost, self.master) {
+                    (Some(_), _) => Cause::Silence,
+                    (None, Some(_)) => Cause::Preference,
+                    // What said goodbye is waited for no longer.
+                    (None, None) if self.silence.missed == 0 => Cause::Goodbye,
+                    (None, None) => Cause::Alone,
+                };
+                let actions = self.become_master(now, cause);
                 self.lost = lost.map(|master| (master, now));
                 actions
             }
@@ -235,6 +249,7 @@ impl Router {
             let rest = self.become_backup(now, from, advert, |addresses| Action::Yield(addresses, until));
             [last].into_iter().chain(rest).collect()
         } else {
+            self.cause = Some(Cause::Rank);
             self.answer(now, timers::from_centiseconds(advert.interval))
         }
     }
@@ -336,11 +351,12 @@ impl Router {
         actions
     }
 
-    fn become_master(&mut self, now: Duration) -> Vec<Action> {
+    fn become_master(&mut self, now: Duration, cause: Cause) -> Vec<Action> {
         self.state = VrrpState::Master;
         self.master = None;
         self.lower = None;
         self.answered = None;
+        self.cause = Some(cause);
         let addresses = self.config.addresses.clone();
         vec![
             Action::Enter(VrrpState::Master),

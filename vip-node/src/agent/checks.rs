@@ -72,6 +72,11 @@ impl Checker {
         self.checks.recall(found, &desired.tables);
     }
 
+    /// What is held of the backends.
+    pub fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
     /// Brings the checks in line with what this node owns, and what they found into what it desires.
     pub fn turn(&mut self, view: &View, lan: &Lan, report: Option<&Report>, desired: &mut Desired) {
         let routers = report.map(|report| report.routers.as_slice()).unwrap_or_default();

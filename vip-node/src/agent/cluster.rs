@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use vip_core::api::{DRAIN_LABEL, ServiceRef, VIPNode, VIPPool, VirtualIP};
+use vip_core::api::{DRAIN_LABEL, ServiceRef, VIPNode, VIPPool, VirtualIP, VirtualIPStatus};
 use vip_core::desired::{Backing, Objects};
 
 use super::trust::Trust;
@@ -141,8 +141,7 @@ impl Cluster {
         let services = std::mem::take(services);
         let mut news = nodes && self.refresh_nodes(own, view);
         if vips {
-            self.refresh_vips(&mut view.objects);
-            news = true;
+            news |= self.refresh_vips(&mut view.objects);
         }
         let known = &mut view.objects.services;
         let stale: BTreeSet<ServiceRef> = if vips || all {
@@ -166,8 +165,10 @@ impl Cluster {
         news
     }
 
-    fn refresh_vips(&self, objects: &mut Objects) {
-        (objects.vips, objects.malformed) = (Vec::new(), Vec::new());
+    /// Whether more has changed than what is of the moment.
+    fn refresh_vips(&self, objects: &mut Objects) -> bool {
+        let (vips, malformed) = (std::mem::take(&mut objects.vips), std::mem::take(&mut objects.malformed));
+        let pools = std::mem::take(&mut objects.pools);
         for vip in self.vips.state() {
             match &vip.parsed {
                 Ok(parsed) => objects.vips.push(parsed.clone()),
@@ -178,6 +179,9 @@ impl Cluster {
         // Stores give what they have in any order.
         objects.vips.sort_by_cached_key(|vip| vip.name_any());
         objects.pools.sort_by_cached_key(|pool| pool.name_any());
+        let same =
+            vips.len() == objects.vips.len() && vips.iter().zip(&objects.vips).all(|(a, b)| is_same(a, b));
+        !same || pools != objects.pools || malformed != objects.malformed
     }
 
     /// Whether more has changed than what is of the moment.
@@ -308,6 +312,15 @@ where
     reader
 }
 
+/// Whether two states of a virtual IP are the same, but for its backends: they are known from the endpoints.
+fn is_same(a: &Arc<VirtualIP>, b: &Arc<VirtualIP>) -> bool {
+    let lasting = |vip: &VirtualIP| {
+        let status = vip.status.clone();
+        status.map(|status| VirtualIPStatus { destinations: Vec::new(), ..status })
+    };
+    Arc::ptr_eq(a, b) || (a.name_any() == b.name_any() && a.spec == b.spec && lasting(a) == lasting(b))
+}
+
 /// Drops what nobody here reads, which may be most of an object.
 fn slim(meta: &mut ObjectMeta) {
     (meta.managed_fields, meta.annotations) = (None, None);
@@ -423,6 +436,21 @@ mod tests {
         assert_eq!(known(&touched), r#"shop/api: {"b"}"#);
         touched.slice(&Event::InitDone);
         assert_eq!(known(&touched), r#"shop/web: {"c"}"#);
+    }
+
+    #[test]
+    fn numbers_of_connections_are_of_the_moment() {
+        let vip = |owner: &str, connections: u32| {
+            let to = serde_json::json!({"protocol": "TCP", "port": 80, "to": "10.244.1.2:8080", "weight": 1,
+                                        "connections": connections});
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "10.0.0.1", "resourceVersion": connections.to_string()},
+                "spec": {"address": "10.0.0.1", "virtualRouter": 7},
+                "status": {"node": owner, "destinations": [to]}}))
+            .unwrap()
+        };
+        assert!(is_same(&vip("node-1", 1), &vip("node-1", 9)));
+        assert!(!is_same(&vip("node-1", 1), &vip("node-2", 1)));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use vip_core::desired::{Trouble, VipPlan};
 use vip_core::plan::{Along, Change, ServiceKey, Tables, plan};
 
 use super::audit::{Audit, Seen};
+use super::census::{Census, Counts};
 use crate::dataplane::{Dataplane, DataplaneError, blocks};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
@@ -50,6 +51,8 @@ pub struct Programmed {
     pub substituted: Arc<BTreeMap<ServiceKey, Trouble>>,
     /// Chains of the node's own firewall that drop by default.
     pub firewalls: Arc<BTreeSet<String>>,
+    /// Open connections to what is behind the addresses that are bound here. Of the moment: that they change wakes nobody.
+    pub connections: Arc<Counts>,
     /// What keeps this node from being programmed at all.
     pub trouble: Option<Trouble>,
 }
@@ -182,6 +185,7 @@ struct Worker<D> {
     doubtful: BTreeSet<ServiceKey>,
     /// Compares everything with the mirror, for what the sentinel cannot see.
     audit: Audit,
+    census: Census,
     /// When the sentinel looked last, and for which service.
     watched: Instant,
     asked: Option<ServiceKey>,
@@ -209,6 +213,7 @@ impl<D: Dataplane> Worker<D> {
             mirror: None,
             doubtful: BTreeSet::new(),
             audit: Audit::new(),
+            census: Census::new(),
             watched: Instant::now(),
             asked: None,
             under_way: None,
@@ -290,6 +295,9 @@ impl<D: Dataplane> Worker<D> {
             } else if !work {
                 work = self.look();
             }
+            if !work && self.census.is_due() {
+                self.count();
+            }
             if work && self.desired.is_some() {
                 again = (!self.attempt()).then(|| {
                     let at = Instant::now() + self.retry;
@@ -301,6 +309,15 @@ impl<D: Dataplane> Worker<D> {
                 }
             }
         }
+    }
+
+    fn count(&mut self) {
+        let Some(mirror) = &self.mirror else { return };
+        self.census.count(&mut self.dataplane, &mirror.ledger, &self.owned);
+        self.publish.send_if_modified(|state| {
+            state.connections = self.census.counts();
+            false
+        });
     }
 
     /// Whether one of our entries is missing: then nothing is known of the kernel any more. Any error counts, the full look
@@ -352,6 +369,7 @@ impl<D: Dataplane> Worker<D> {
             generation: Some(*generation),
             substituted: Arc::new(substituted),
             firewalls: Arc::clone(&self.firewalls),
+            connections: self.census.counts(),
             ..Programmed::default()
         };
         let observed = match known.map_or_else(|| self.dataplane.observe(), Ok) {

@@ -14,6 +14,10 @@ use vip_core::vrrp::{Family, Lan};
 use super::programmer::Programmed;
 use crate::link::{Claim, Report, RouterReport};
 
+mod depth;
+
+pub use depth::{destinations, handover};
+
 /// What a virtual IP's status says of one moment.
 struct Verdict {
     holds: bool,
@@ -21,7 +25,7 @@ struct Verdict {
     message: String,
 }
 
-/// The status of a virtual IP that this node owns.
+/// The status of a virtual IP that this node owns, but for what [`handover`] and [`destinations`] add.
 pub fn owned(
     vip: &VirtualIP,
     plan: &VipPlan,
@@ -49,6 +53,7 @@ pub fn owned(
             condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
             condition(vip, CONDITION_CONFLICT, conflicting(conflict), now),
         ],
+        ..VirtualIPStatus::default()
     }
 }
 
@@ -64,15 +69,13 @@ pub fn in_use(
     let message = format!("{node} does not announce {}: another machine uses it", vip.spec.address);
     let announced = Verdict { holds: false, reason: Reason::AddressInUse, message };
     VirtualIPStatus {
-        node: None,
-        since: None,
-        first_announced: vip.status.as_ref().and_then(|status| status.first_announced.clone()),
         backends: plan.backends,
         conditions: vec![
             condition(vip, CONDITION_ANNOUNCED, announced, now),
             condition(vip, CONDITION_PROGRAMMED, programming(plan, programmed), now),
             condition(vip, CONDITION_CONFLICT, conflicting(Some(conflict)), now),
         ],
+        ..past(vip)
     }
 }
 
@@ -145,14 +148,22 @@ pub fn unowned(vip: &VirtualIP, plan: &VipPlan, programmed: &Programmed, now: &T
         programming(plan, programmed)
     };
     VirtualIPStatus {
-        first_announced: vip.status.as_ref().and_then(|status| status.first_announced.clone()),
-        node: None,
-        since: None,
         backends: plan.backends,
         conditions: vec![
             condition(vip, CONDITION_ANNOUNCED, announced, now),
             condition(vip, CONDITION_PROGRAMMED, programmed, now),
         ],
+        ..past(vip)
+    }
+}
+
+/// What stays true when nobody owns a virtual IP.
+fn past(vip: &VirtualIP) -> VirtualIPStatus {
+    let previous = vip.status.as_ref();
+    VirtualIPStatus {
+        first_announced: previous.and_then(|status| status.first_announced.clone()),
+        last_handover: previous.and_then(|status| status.last_handover.clone()),
+        ..VirtualIPStatus::default()
     }
 }
 

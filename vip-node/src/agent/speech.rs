@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::{Resource, ResourceExt};
 use vip_core::api::{
-    RENEW_SECONDS, Reason, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus, VirtualIP, VrrpState,
+    RENEW_SECONDS, Reason, SILENT_AFTER_SECONDS, VIPNode, VIPNodeStatus, VIPPoolStatus, VirtualIP,
+    VirtualIPStatus, VrrpState,
 };
+use vip_core::checks::Checks;
 use vip_core::desired::{Desired, Trouble, VipPlan};
 use vip_core::pool;
 use vip_core::validate::check_pools;
@@ -37,6 +39,8 @@ pub struct Scene<'a> {
     pub report: Option<&'a Report>,
     /// What the kernel holds.
     pub programmed: &'a Programmed,
+    /// What its checks hold of the backends.
+    pub checks: &'a Checks,
     /// The wall clock.
     pub now: &'a Time,
 }
@@ -114,20 +118,18 @@ impl Speaker {
     fn speak_for_owned(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
         let owned = owned_now(scene);
         for plan in &scene.desired.vips {
-            let (Some(vip), Some(interface)) = (scene.view.vip(&plan.name), owned.get(&plan.name)) else {
+            let (Some(vip), Some(router)) = (scene.view.vip(&plan.name), owned.get(&plan.name)) else {
                 continue;
             };
-            let conflict = conflict_about(scene, plan);
-            let conflict = conflict.as_ref();
-            let status =
-                report::owned(vip, plan, scene.node, interface, conflict, scene.programmed, scene.now);
+            let status = owned_status(scene, vip, plan, router);
             if vip.status.as_ref() != Some(&status) {
-                outbox.vips.insert(plan.name.clone(), status);
+                outbox.vips.insert(plan.name.clone(), status.clone());
             }
             let last = vip.status.as_ref().and_then(|status| status.node.as_deref());
             if !self.owned.contains(&plan.name) && last != Some(scene.node) {
-                let from = last.map(|node| format!(", was on {node}")).unwrap_or_default();
-                let note = format!("{} is announced by {} on {interface}{from}", plan.name, scene.node);
+                let how = status.last_handover.map(|handover| format!("; it came {handover}"));
+                let (how, interface) = (how.unwrap_or_default(), &router.id.interface);
+                let note = format!("{} is announced by {} on {interface}{how}", plan.name, scene.node);
                 self.tell(vip, false, "Announced", note);
             }
         }
@@ -209,13 +211,35 @@ fn masters<'a>(scene: &Scene<'a>) -> impl Iterator<Item = &'a RouterReport> {
     routers.iter().filter(|router| router.state == VrrpState::Master)
 }
 
-/// The virtual IPs that are bound here with this node as master, and the interface of each.
-fn owned_now(scene: &Scene<'_>) -> BTreeMap<String, String> {
+/// The status of a virtual IP that this node owns.
+fn owned_status(
+    scene: &Scene<'_>,
+    vip: &VirtualIP,
+    plan: &VipPlan,
+    router: &RouterReport,
+) -> VirtualIPStatus {
+    let (node, programmed, now) = (scene.node, scene.programmed, scene.now);
+    let previous = vip.status.as_ref();
+    let (tables, counts) = (&scene.desired.tables, &programmed.connections);
+    let (destinations, more_destinations) =
+        report::destinations(plan, tables, scene.checks, counts, previous);
+    let conflict = conflict_about(scene, plan);
+    let interface = &router.id.interface;
+    VirtualIPStatus {
+        last_handover: report::handover(vip, node, router.cause, &scene.view.nodes, now),
+        destinations,
+        more_destinations,
+        ..report::owned(vip, plan, node, interface, conflict.as_ref(), programmed, now)
+    }
+}
+
+/// The virtual IPs that are bound here with this node as master, and the router of each.
+fn owned_now<'a>(scene: &Scene<'a>) -> BTreeMap<String, &'a RouterReport> {
     let mut owned = BTreeMap::new();
     for router in masters(scene) {
         for plan in scene.desired.vips.iter().filter(|plan| plan.candidate.is_ok()) {
             if plan.address.is_some_and(|address| router.bound.contains(&address)) {
-                owned.insert(plan.name.clone(), router.id.interface.clone());
+                owned.insert(plan.name.clone(), router);
             }
         }
     }

@@ -87,6 +87,15 @@ impl Ipvs {
         self.checked(result)
     }
 
+    /// The open connections of a service's destinations, where there are any.
+    ///
+    /// # Errors
+    /// When IPVS is not there, not permitted, or does not answer.
+    pub fn connections(&mut self, key: &ServiceKey) -> Result<Destinations, DataplaneError> {
+        let result = self.link().and_then(|link| link.connections(key));
+        self.checked(result)
+    }
+
     /// One service's settings, if it is there.
     ///
     /// # Errors
@@ -161,6 +170,13 @@ impl Link {
             Ok((*key, found.map_err(|trouble| failed(&trouble))?.into_iter().collect()))
         };
         keys.iter().map(read).collect()
+    }
+
+    fn connections(&mut self, key: &ServiceKey) -> Result<Destinations, DataplaneError> {
+        let its = self.request(Command::GetDestination, codec::name(key));
+        let found = self.socket.dump(&its, |answer| codec::connections(answer, key));
+        let found = found.map_err(|trouble| failed(&trouble))?;
+        Ok(found.into_iter().filter(|(_, count)| *count > 0).collect())
     }
 
     fn service(&mut self, key: &ServiceKey) -> Result<Option<Settings>, DataplaneError> {

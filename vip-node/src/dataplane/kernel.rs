@@ -118,6 +118,10 @@ impl Dataplane for Kernel {
         self.ipvs.destinations(keys)
     }
 
+    fn connections(&mut self, key: &ServiceKey) -> Result<Destinations, DataplaneError> {
+        self.ipvs.connections(key)
+    }
+
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
         let mut failures = Vec::new();
         let mut blocked: BTreeSet<ServiceKey> = BTreeSet::new();

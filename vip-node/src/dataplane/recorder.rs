@@ -156,6 +156,12 @@ impl Dataplane for Recorder {
         Ok(tables)
     }
 
+    fn connections(&mut self, key: &ServiceKey) -> Result<Destinations, DataplaneError> {
+        // Each has one connection, as long as it may have new ones.
+        let found = self.destinations(&[*key])?.pop().map(|(_, destinations)| destinations);
+        Ok(found.unwrap_or_default().into_iter().filter(|(_, weight)| *weight > 0).collect())
+    }
+
     fn apply(&mut self, changes: &[Change]) -> Vec<(usize, DataplaneError)> {
         let mut state = self.state();
         let mut failed = Vec::new();

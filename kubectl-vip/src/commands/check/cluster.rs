@@ -156,6 +156,14 @@ mod tests {
     }
 
     #[test]
+    fn an_installation_in_another_namespace() {
+        let agents = json!({"metadata": {"name": "vip-node", "namespace": "edge"}});
+        let agents = [serde_json::from_value(agents).unwrap()];
+        assert_eq!(elsewhere(&agents, "kubectl-vip").map(|problem| problem.code.id), Some("VIP005"));
+        assert_eq!(elsewhere(&agents, "edge").map(|problem| problem.code.id), None);
+    }
+
+    #[test]
     fn the_level_of_the_namespace() {
         let code = |labels: Value| {
             let namespace = json!({"metadata": {"name": "x", "labels": labels}});

@@ -1,12 +1,15 @@
-//! One virtual IP in depth: who competes for it with which rank, what its Services lead to, its conditions, and what
-//! happened to it lately.
+//! One virtual IP in depth: how it came to its owner, who competes for it with which rank, each backend as Kubernetes and
+//! as the owner see it, its conditions, and what happened to it lately.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
-use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
+use vip_core::api::{Destination, ServiceRef, VIPNode, VirtualIP};
 
 use super::FORBIDDEN;
 use crate::cluster::{Cluster, family, permitted};
@@ -48,9 +51,20 @@ impl Detail {
             vip.spec.address,
             vip.spec.scheduler.as_str()
         );
+        let status = vip.status.as_ref();
+        if let Some(handover) = status.and_then(|status| status.last_handover.as_ref()) {
+            let ago = age(handover.at.0, now);
+            text.push_str(&format!("Last handover {ago} ago, {handover}\n"));
+        }
         text.push_str(&part(nodes.map(|nodes| ranks(vip, nodes, &judge)), "NODE"));
         text.push('\n');
-        text.push_str(&part(self.slices.as_deref().map(|slices| endpoints(vip, slices)), "ENDPOINT"));
+        let backends = backends(vip, self.slices.as_deref(), &judge);
+        let is_readable = self.slices.is_some() || !backends.is_empty();
+        text.push_str(&part(is_readable.then_some(backends), "BACKEND"));
+        match status.map(|status| status.more_destinations) {
+            None | Some(0) => {}
+            Some(more) => text.push_str(&format!("The owner has {more} more than it tells one by one.\n")),
+        }
         text.push('\n');
         text.push_str(&part(Some(conditions(vip, &judge)), "CONDITION"));
         text.push('\n');
@@ -104,36 +118,87 @@ fn ranks(vip: &VirtualIP, nodes: &[VIPNode], judge: &Judge<'_>) -> Table {
     table
 }
 
+/// Where Kubernetes says that an endpoint is, of what it is and how it stands.
+#[derive(Clone, Default)]
+struct Place {
+    service: String,
+    pod: String,
+    node: String,
+    state: &'static str,
+}
+
+/// Each backend: what Kubernetes says of it, and what its owner does with it. One may serve several ports.
+fn backends(vip: &VirtualIP, slices: Option<&[EndpointSlice]>, judge: &Judge<'_>) -> Table {
+    let mut places = slices.map(|slices| endpoints(vip, slices));
+    let status = vip.status.as_ref();
+    let told = status.map(|status| status.destinations.as_slice()).unwrap_or_default();
+    // What an owner wrote that has been silent since need not hold any more.
+    let owner = status.and_then(|status| status.node.as_deref());
+    let is_known = owner.is_some_and(|owner| judge.silent(owner).is_none());
+    let mut table =
+        Table::new(&["BACKEND", "PORT", "WEIGHT", "CONNECTIONS", "CHECK", "STATE", "SERVICE", "POD", "NODE"]);
+    let mut row = |to: String, port: String, numbers: [String; 3], place: Place| {
+        let Place { service, pod, node, state } = place;
+        let [weight, connections, check] = numbers;
+        table.row([to, port, weight, connections, check, state.to_owned(), service, pod, node]);
+    };
+    let unknown = || [UNKNOWN, UNKNOWN, UNKNOWN].map(str::to_owned);
+    let mut met = Vec::new();
+    for Destination { protocol, port, to, weight, connections, check } in told {
+        let place = match &mut places {
+            None => Place {
+                service: FORBIDDEN.into(),
+                pod: FORBIDDEN.into(),
+                node: FORBIDDEN.into(),
+                state: FORBIDDEN,
+            },
+            Some(places) => {
+                met.push(*to);
+                places.get(to).cloned().unwrap_or(Place { state: "Gone", ..Place::default() })
+            }
+        };
+        let check = check.map(|verdict| format!("{verdict:?}")).unwrap_or_default();
+        let numbers = match is_known {
+            true => [weight.to_string(), connections.to_string(), check],
+            false => unknown(),
+        };
+        row(to.to_string(), format!("{port}/{protocol}"), numbers, place);
+    }
+    // Those that IPVS has not, or of which the owner does not tell.
+    let is_told = status.is_some_and(|status| is_known && status.more_destinations == 0);
+    for (to, place) in places.into_iter().flatten().filter(|(to, _)| !met.contains(to)) {
+        let numbers = if is_told { Default::default() } else { unknown() };
+        row(to.to_string(), String::new(), numbers, place);
+    }
+    table
+}
+
 /// What Kubernetes says of the endpoints of the address's family.
-fn endpoints(vip: &VirtualIP, slices: &[EndpointSlice]) -> Table {
+fn endpoints(vip: &VirtualIP, slices: &[EndpointSlice]) -> BTreeMap<SocketAddr, Place> {
     let family = format!("IPv{}", family(vip));
-    let mut rows = Vec::new();
+    let mut places = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.address_type == family) {
         let service = slice.labels().get("kubernetes.io/service-name").cloned().unwrap_or_default();
-        let mut ports: Vec<i32> = slice.ports.iter().flatten().filter_map(|port| port.port).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        let ports = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let ports = || slice.ports.iter().flatten().filter_map(|port| u16::try_from(port.port?).ok());
         for endpoint in &slice.endpoints {
             let pod = endpoint.target_ref.as_ref().and_then(|target| target.name.clone());
-            let node = endpoint.node_name.clone().unwrap_or_default();
-            for address in &endpoint.addresses {
-                rows.push([
-                    address.clone(),
-                    ports.clone(),
-                    service.clone(),
-                    pod.clone().unwrap_or_default(),
-                    node.clone(),
-                    condition_of(endpoint).to_owned(),
-                ]);
-            }
+            let place = Place {
+                service: service.clone(),
+                pod: pod.unwrap_or_default(),
+                node: endpoint.node_name.clone().unwrap_or_default(),
+                state: condition_of(endpoint),
+            };
+            // The first address is the one that counts (discovery.k8s.io/v1).
+            let address = endpoint.addresses.first().and_then(|address| address.parse().ok());
+            places.extend(
+                address
+                    .into_iter()
+                    .flat_map(|address| ports().map(move |port| SocketAddr::new(address, port)))
+                    .map(|to| (to, place.clone())),
+            );
         }
     }
-    rows.sort();
-    rows.dedup();
-    let mut table = Table::new(&["ENDPOINT", "PORTS", "SERVICE", "POD", "NODE", "STATE"]);
-    rows.into_iter().for_each(|row| table.row(row));
-    table
+    places
 }
 
 /// A word for the state of an endpoint. What is unset counts as ready (discovery.k8s.io/v1: EndpointConditions).
@@ -216,7 +281,14 @@ mod tests {
             "metadata": {"name": "192.168.10.241"},
             "spec": {"address": "192.168.10.241", "virtualRouter": 100,
                 "services": [{"namespace": "shop", "name": "web"}]},
-            "status": {"node": "node-2", "backends": {"ready": 1, "total": 2}, "conditions": [
+            "status": {"node": "node-2", "backends": {"ready": 1, "total": 3},
+                "lastHandover": {"from": "node-1", "to": "node-2", "at": "2026-01-05T23:50:00Z", "reason": "OwnerSilent"},
+                "destinations": [
+                    {"protocol": "TCP", "port": 80, "to": "10.244.1.2:8080", "weight": 1, "connections": 7,
+                     "check": "Healthy"},
+                    {"protocol": "TCP", "port": 80, "to": "10.244.2.2:8080", "weight": 0},
+                    {"protocol": "TCP", "port": 80, "to": "10.244.9.9:8080", "weight": 0, "check": "Failing"}],
+                "conditions": [
                 {"type": "Announced", "status": "True", "reason": "Active", "message": "by node-2",
                  "lastTransitionTime": "2026-01-05T23:50:00Z"}]},
         }))
@@ -257,14 +329,16 @@ mod tests {
             detail.text(&vip(), Some(&nodes), now()),
             "\n\
              Virtual router 100 of 192.168.10.241, scheduler wlc\n\
+             Last handover 10m ago, from node-1 to node-2: node-1 was not heard any more\n\
              NODE     PRIORITY   STATE           SINCE       INTERFACE\n\
              node-2   254        Master          10m         eth0\n\
              node-1   194        Unknown (60s)   <unknown>   eth0\n\
              \n\
-             ENDPOINT     PORTS   SERVICE   POD      NODE     STATE\n\
-             10.244.1.2   8080    web       web-a    node-1   Ready\n\
-             10.244.2.2   8080    web       <none>   <none>   Terminating\n\
-             10.244.3.2   8080    web       <none>   <none>   NotReady\n\
+             BACKEND           PORT     WEIGHT   CONNECTIONS   CHECK     STATE         SERVICE   POD      NODE\n\
+             10.244.1.2:8080   80/TCP   1        7             Healthy   Ready         web       web-a    node-1\n\
+             10.244.2.2:8080   80/TCP   0        0             <none>    Terminating   web       <none>   <none>\n\
+             10.244.9.9:8080   80/TCP   0        0             Failing   Gone          <none>    <none>   <none>\n\
+             10.244.3.2:8080   <none>   <none>   <none>        <none>    NotReady      web       <none>   <none>\n\
              \n\
              CONDITION   STATUS   REASON   SINCE   MESSAGE\n\
              Announced   True     Active   10m     by node-2\n\
@@ -278,12 +352,20 @@ mod tests {
     #[test]
     fn what_may_not_be_read_is_marked_and_what_is_not_there_is_none() {
         let text = Detail { slices: None, events: None }.text(&vip(), None, now());
-        assert!(text.contains("NODE\nForbidden\n\nENDPOINT\nForbidden\n"), "{text}");
+        assert!(text.contains("NODE\nForbidden\n\nBACKEND "), "{text}");
+        let told =
+            "80/TCP   1        7             Healthy   Forbidden   Forbidden   Forbidden   Forbidden\n";
+        assert!(text.contains(told), "{text}");
+        let mut without = vip();
+        without.status = None;
+        let text = Detail { slices: None, events: None }.text(&without, None, now());
+        assert!(text.contains("\nBACKEND\nForbidden\n"), "{text}");
         assert!(text.ends_with("LAST SEEN\nForbidden\n"), "{text}");
         let text =
             Detail { slices: Some(Vec::new()), events: Some(Vec::new()) }.text(&vip(), Some(&[]), now());
-        assert!(text.contains("NODE\n<none>\n\nENDPOINT\n<none>\n\nCONDITION "), "{text}");
+        assert!(text.contains("NODE\n<none>\n\nBACKEND "), "{text}");
         // Its owner has no agent any more.
+        assert!(text.contains("80/TCP   <unknown>   <unknown>     <unknown>   Gone "), "{text}");
         assert!(text.contains("Announced   Unknown  "), "{text}");
         assert!(text.ends_with("LAST SEEN\n<none>\n"), "{text}");
     }

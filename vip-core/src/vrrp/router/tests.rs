@@ -317,7 +317,7 @@ fn over_ipv6_a_link_local_address_comes_first() {
 }
 
 #[test]
-fn a_takeover_knows_whose_silence_it_was() {
+fn a_takeover_knows_its_cause_and_whose_silence_it_was() {
     let after = |preempt: Option<Duration>, adverts: &[(u64, u8)]| {
         let mut router = backup(100, preempt);
         for (at, priority) in adverts {
@@ -329,22 +329,31 @@ fn a_takeover_knows_whose_silence_it_was() {
         (router, at)
     };
     let (mut router, at) = after(None, &[(0, 200), (1000, 200)]);
-    assert_eq!(router.lost(at), Some(ip(9)));
+    assert_eq!((router.lost(at), router.cause()), (Some(ip(9)), Some(Cause::Silence)));
     assert_eq!(router.lost(at + FRESH), None, "long ago");
     router.receive(at, ip(12), &heard(50, 100));
     assert_eq!(router.lost(at), Some(ip(9)), "another one is heard");
+    assert_eq!(router.cause(), Some(Cause::Rank), "two had believed to be master");
     router.receive(at, ip(9), &heard(50, 100));
     assert_eq!((router.state(), router.lost(at)), (VrrpState::Master, None), "it lives");
 
     let (router, at) = after(None, &[]);
-    assert_eq!(router.lost(at), None, "nobody was there");
+    assert_eq!((router.lost(at), router.cause()), (None, Some(Cause::Alone)), "nobody was there");
     let (router, at) = after(None, &[(0, 200), (1000, 0)]);
-    assert_eq!(router.lost(at), None, "it said goodbye");
+    assert_eq!((router.lost(at), router.cause()), (None, Some(Cause::Goodbye)), "it said goodbye");
     let (router, at) =
         after(Some(Duration::ZERO), &[(0, 50), (1000, 50), (2000, 50), (3000, 50), (3500, 50)]);
-    assert_eq!(router.lost(at), None, "it lives, and has to give way");
+    assert_eq!(
+        (router.lost(at), router.cause()),
+        (None, Some(Cause::Preference)),
+        "it lives, and has to give way"
+    );
     let (router, at) = after(Some(SECOND * 20), &[(0, 50)]);
-    assert_eq!(router.lost(at), Some(ip(9)), "one of lower priority has died");
+    assert_eq!(
+        (router.lost(at), router.cause()),
+        (Some(ip(9)), Some(Cause::Silence)),
+        "one of lower priority has died"
+    );
 
     let (mut router, at) = after(None, &[(0, 200)]);
     router.receive(at, ip(12), &heard(200, 100));

@@ -186,6 +186,30 @@ fn a_kernel_without_ipvs_is_a_trouble_until_it_has_it() {
 }
 
 #[test]
+fn connections_are_counted_for_some_services_at_a_time_and_only_of_what_is_bound_here() {
+    let kernel = Recorder::default();
+    let mut wanted = many(40);
+    let other = ServiceKey { address: [10, 87, 2, 99].into(), ..key(80) };
+    wanted.ledger.insert(other);
+    wanted.services.insert(other, wanted.services[&key(1000)].clone());
+    let mut worker = worker(&kernel, wanted);
+    assert!(worker.attempt());
+    worker.owned.insert(key(80).address);
+    let mut state = worker.publish.subscribe();
+    let mut counted = || {
+        worker.count();
+        let all = worker.publish.borrow().connections.keys().map(|(key, _)| *key).collect::<BTreeSet<_>>();
+        (all.len(), all.contains(&key(1000)), all.contains(&other))
+    };
+    assert_eq!(counted(), (32, true, false));
+    assert_eq!(counted(), (40, true, false), "those that are left, and the first again");
+    assert!(!state.has_changed().unwrap(), "nobody is woken for it");
+    worker.owned.clear();
+    worker.count();
+    assert!(state.borrow_and_update().connections.is_empty());
+}
+
+#[test]
 fn one_failed_look_is_not_a_trouble_yet() {
     let kernel = Recorder::default();
     let mut worker = worker(&kernel, tables(1));

@@ -44,6 +44,7 @@ const DEST_FWD_METHOD: u16 = 3;
 const DEST_WEIGHT: u16 = 4;
 const DEST_U_THRESH: u16 = 5;
 const DEST_L_THRESH: u16 = 6;
+const DEST_ACTIVE_CONNS: u16 = 7;
 const DEST_ADDR_FAMILY: u16 = 11;
 
 /// `IP_VS_SVC_F_PERSISTENT`. The kernel adds 0x2 (hashed) by itself, which says nothing.
@@ -143,17 +144,29 @@ pub(super) fn service(answer: &[u8]) -> Option<(ServiceKey, Settings)> {
 /// A destination in an answer, with its weight.
 pub(super) fn destination(answer: &[u8], key: &ServiceKey) -> Option<(SocketAddr, u32)> {
     let destination = attribute(answer, DESTINATION)?;
-    let number =
-        |kind| attribute(destination, kind).and_then(|bytes| array(bytes, 0)).map(u32::from_ne_bytes);
+    let weight = match number(destination, DEST_FWD_METHOD)? & FORWARDING_MASK {
+        MASQUERADE => number(destination, DEST_WEIGHT)?,
+        _ => NOT_MASQUERADED,
+    };
+    Some((place(destination, key)?, weight))
+}
+
+/// A destination in an answer, with the number of its open connections.
+pub(super) fn connections(answer: &[u8], key: &ServiceKey) -> Option<(SocketAddr, u32)> {
+    let destination = attribute(answer, DESTINATION)?;
+    Some((place(destination, key)?, number(destination, DEST_ACTIVE_CONNS)?))
+}
+
+fn place(destination: &[u8], key: &ServiceKey) -> Option<SocketAddr> {
     let af =
         attribute(destination, DEST_ADDR_FAMILY).and_then(|bytes| array(bytes, 0)).map(u16::from_ne_bytes);
     let address = address(attribute(destination, DEST_ADDR)?, af.unwrap_or(family(key.address)))?;
     let port = u16::from_be_bytes(array(attribute(destination, DEST_PORT)?, 0)?);
-    let weight = match number(DEST_FWD_METHOD)? & FORWARDING_MASK {
-        MASQUERADE => number(DEST_WEIGHT)?,
-        _ => NOT_MASQUERADED,
-    };
-    Some((SocketAddr::new(address, port), weight))
+    Some(SocketAddr::new(address, port))
+}
+
+fn number(destination: &[u8], kind: u16) -> Option<u32> {
+    attribute(destination, kind).and_then(|bytes| array(bytes, 0)).map(u32::from_ne_bytes)
 }
 
 fn family(address: IpAddr) -> u16 {
@@ -274,6 +287,9 @@ mod tests {
             }
             let pod = SocketAddr::new(key.address, 9376);
             assert_eq!(destination(weighted(&key, &pod, 0).as_bytes(), &key), Some((pod, 0)));
+            let busy = destination_name(&pod).u32(DEST_ACTIVE_CONNS, 7).u32(DEST_ACTIVE_CONNS + 1, 9);
+            let busy = Attributes::new().nested(DESTINATION, &busy);
+            assert_eq!(connections(busy.as_bytes(), &key), Some((pod, 7)));
         }
     }
 
@@ -347,6 +363,8 @@ mod tests {
                 prop_assert_eq!(service(whole(&key, &settings).as_bytes()), Some((key, settings)));
             }
             for key in [key(), six()] {
+                let places = [destination(&bytes, &key), connections(&bytes, &key)].map(|found| found.map(|(to, _)| to));
+                prop_assert!(places.contains(&None) || places[0] == places[1]);
                 if let Some((to, weight)) = destination(&bytes, &key) && weight != NOT_MASQUERADED {
                     prop_assert_eq!(destination(weighted(&key, &to, weight).as_bytes(), &key), Some((to, weight)));
                 }

@@ -96,6 +96,7 @@ impl Elections {
                     .map_or(0, |config| config.priority),
                 source: router.map(|router| router.source()),
                 master: router.and_then(|router| router.master()),
+                cause: router.and_then(|router| router.cause()),
                 lost: router.and_then(|router| router.lost(now)),
                 rival: self.running.get(id).and_then(|running| running.rival(now)),
                 bound: bound.get(id).cloned().unwrap_or_default(),
