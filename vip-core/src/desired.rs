@@ -39,6 +39,13 @@ pub struct Node {
     pub drained: bool,
 }
 
+impl Node {
+    /// Whether an address is one of its own.
+    fn has(&self, address: IpAddr) -> bool {
+        self.interfaces.iter().flat_map(|(_, nets)| nets).any(|net| net.addr() == address)
+    }
+}
+
 /// A word for programs and a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
@@ -200,6 +207,14 @@ fn plan_vip(
         Ok(pool) => pool,
         Err(fault) => return VipPlan::refused(name, Some(address), fault.into()),
     };
+    // Here it must not even be programmed: what does not belong to a Service is shut, and the node would be locked out.
+    if node.has(address) {
+        let message = format!(
+            "{address} is an address of node {} itself and cannot be a virtual IP; exclude it from pool {:?}",
+            node.name, pool.name
+        );
+        return VipPlan::refused(name, Some(address), Trouble::new(Reason::Rejected, message));
+    }
     let mut plan = VipPlan {
         name,
         address: Some(address),
@@ -229,11 +244,6 @@ fn plan_vip(
 
 /// The interface on which this node may own an address, or why it may not compete for it.
 fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String, Trouble> {
-    if node.interfaces.iter().flat_map(|(_, nets)| nets).any(|net| net.addr() == address) {
-        let message =
-            format!("{address} is an address of node {} itself and cannot be a virtual IP", node.name);
-        return Err(Trouble::new(Reason::Rejected, message));
-    }
     if node.drained {
         let message =
             format!("node {} is drained; `kubectl vip node undrain {}` ends that", node.name, node.name);
@@ -428,6 +438,21 @@ mod tests {
         assert_eq!(candidate(&objects, &node), Err(Reason::NoInterface));
         node.interfaces = vec![("eth0".into(), vec!["10.87.2.50/16".parse().unwrap()])];
         assert_eq!(candidate(&objects, &node), Err(Reason::Rejected));
+    }
+
+    #[test]
+    fn an_address_of_the_node_itself_is_never_shut() {
+        let (mut objects, mut node) = scene();
+        objects.vips.push(vip("10.87.2.60", web()));
+        let mut planner = Planner::default();
+        assert_eq!(planner.plan(&objects, &node).tables.guarded.len(), 2);
+        node.interfaces.push(("dummy0".into(), vec!["10.87.2.50/32".parse().unwrap()]));
+        let desired = planner.plan(&objects, &node);
+        let tables = &desired.tables;
+        let programmed: BTreeSet<IpAddr> = tables.ledger.iter().map(|key| key.address).collect();
+        let other: BTreeSet<IpAddr> = [[10, 87, 2, 60].into()].into();
+        assert_eq!((&tables.guarded, &programmed), (&other, &other));
+        assert_eq!(reasons(&desired.vips[0]), [Reason::Rejected]);
     }
 
     #[test]

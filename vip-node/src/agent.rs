@@ -20,6 +20,8 @@ mod partner;
 mod programmer;
 mod report;
 mod speech;
+#[cfg(test)]
+mod tests;
 mod trust;
 mod view;
 mod writer;
@@ -52,7 +54,7 @@ use self::trust::Trust;
 use self::view::View;
 use self::writer::Writer;
 use crate::args::AgentArgs;
-use crate::dataplane::Kernel;
+use crate::dataplane::{Dataplane, Kernel};
 use crate::link::{Elect, Report};
 
 /// Changes that come together are worked on together.
@@ -76,33 +78,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let connection = cluster::connect(args.kubeconfig.as_deref()).await?;
     let client = connection.client;
-    let health = Health::new();
-    tokio::spawn(health.clone().serve(args.health));
-    let memory = Memory::new(&args.state_dir, &args.node, &connection.cluster);
-    let writer = Writer::new(&client, &args.node);
-    let mut agent = Agent {
-        cluster: Cluster::watch(&client, &args.node),
-        checker: Checker::new(),
-        partner: Partner::start(&args.link).context("thread")?,
-        programmer: Programmer::start(Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir))
-            .context("thread")?,
-        trust: Trust::new(writer.heard()),
-        speaker: Speaker::new(writer),
-        health,
-        started: Instant::now(),
-        synced: false,
-        remember: memory.clone().keep().context("thread")?,
-        unremembered: None,
-        memory: Some(memory),
-        view: None,
-        planner: Planner::default(),
-        desired: Desired::default(),
-        bound: BTreeSet::new(),
-        generation: 0,
-        lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
-        node: Node { name: args.node.clone(), ..Node::default() },
-        args,
-    };
+    let kernel = Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir);
+    let mut agent = Agent::new(args, &client, &connection.cluster, kernel)?;
+    tokio::spawn(agent.health.clone().serve(agent.args.health));
     info!(node = agent.args.node, version = env!("CARGO_PKG_VERSION"), "agent started");
     tokio::select! {
         () = agent.work() => {}
@@ -142,9 +120,45 @@ struct Agent {
     lan: Lan,
     /// This node, interfaces as last reported by vrrp.
     node: Node,
+    /// Its interfaces are known.
+    located: bool,
 }
 
 impl Agent {
+    /// Starts what works beside the loop. `cluster` is anything that no other cluster has.
+    fn new(
+        args: AgentArgs,
+        client: &Client,
+        cluster: &[u8],
+        dataplane: impl Dataplane + 'static,
+    ) -> anyhow::Result<Self> {
+        let memory = Memory::new(&args.state_dir, &args.node, cluster);
+        let writer = Writer::new(client, &args.node);
+        Ok(Self {
+            cluster: Cluster::watch(client, &args.node),
+            checker: Checker::new(),
+            partner: Partner::start(&args.link).context("thread")?,
+            programmer: Programmer::start(dataplane).context("thread")?,
+            trust: Trust::new(writer.heard()),
+            speaker: Speaker::new(writer),
+            health: Health::new(),
+            started: Instant::now(),
+            synced: false,
+            remember: memory.clone().keep().context("thread")?,
+            unremembered: None,
+            memory: Some(memory),
+            view: None,
+            planner: Planner::default(),
+            desired: Desired::default(),
+            bound: BTreeSet::new(),
+            generation: 0,
+            lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
+            node: Node { name: args.node.clone(), ..Node::default() },
+            located: false,
+            args,
+        })
+    }
+
     async fn work(&mut self) {
         let mut programmed = self.programmer.state();
         let mut reports = self.partner.reports.clone();
@@ -171,6 +185,7 @@ impl Agent {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
         };
         if let Some(report) = report {
+            self.located = true;
             self.node.interfaces =
                 report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
             let bound = report.bound();
@@ -184,7 +199,9 @@ impl Agent {
         self.node.labels.clone_from(&view.labels);
         let mut desired = self.planner.plan(&view.objects, &self.node);
         self.checker.turn(view, &self.lan, report, &mut desired);
-        if self.generation == 0 || desired.tables != self.desired.tables {
+        // A virtual IP may turn out to be an address of this node, and to shut that would lock everybody out: before its addresses
+        // are known the kernel is left as it is.
+        if self.located && (self.generation == 0 || desired.tables != self.desired.tables) {
             self.generation += 1;
             self.programmer.desire(self.generation, Arc::clone(&desired.tables));
         }
@@ -198,7 +215,7 @@ impl Agent {
         }
         // A verdict on older tables says nothing about these: until the new ones were tried, the last order stands.
         let current = programmed.generation == Some(self.generation);
-        if current && !self.node.interfaces.is_empty() {
+        if current {
             let can_serve = |vip: &VipPlan| programmed.serves(&vip.keys);
             let (peers, interval) = (&self.lan.peers, self.args.advert_interval);
             let routers = self.desired.elections(&self.node, peers, interval, can_serve);
