@@ -26,7 +26,7 @@ mod trust;
 mod view;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -40,8 +40,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::api::{DataplaneStatus, Reason, VIPNodeStatus};
-use vip_core::desired::{Desired, Node, Planner, VipPlan};
-use vip_core::vrrp::Lan;
+use vip_core::desired::{Carrier, Desired, Node, Planner, VipPlan};
+use vip_core::vrrp::{Lan, Peers};
 
 use self::checks::Checker;
 use self::cluster::Cluster;
@@ -55,7 +55,7 @@ use self::view::View;
 use self::writer::Writer;
 use crate::args::AgentArgs;
 use crate::dataplane::{Dataplane, Kernel};
-use crate::link::{Elect, Report};
+use crate::link::{Elect, Interface, Report};
 
 /// Changes that come together are worked on together.
 const GATHER: Duration = Duration::from_millis(5);
@@ -118,10 +118,12 @@ struct Agent {
     generation: u64,
     /// The other agents, and how to speak with them.
     lan: Lan,
-    /// This node, interfaces as last reported by vrrp.
+    /// This node.
     node: Node,
-    /// Its interfaces are known.
-    located: bool,
+    /// Its interfaces, as last reported by vrrp.
+    interfaces: Option<Vec<Interface>>,
+    /// The addresses of the other nodes, as last seen.
+    others: Arc<BTreeMap<IpAddr, Carrier>>,
 }
 
 impl Agent {
@@ -152,9 +154,10 @@ impl Agent {
             desired: Desired::default(),
             bound: BTreeSet::new(),
             generation: 0,
-            lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
+            lan: Lan { peers: Peers::default(), unicast: args.unicast, checksum: args.checksum },
             node: Node { name: args.node.clone(), ..Node::default() },
-            located: false,
+            interfaces: None,
+            others: Arc::default(),
             args,
         })
     }
@@ -185,9 +188,6 @@ impl Agent {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
         };
         if let Some(report) = report {
-            self.located = true;
-            self.node.interfaces =
-                report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
             let bound = report.bound();
             if bound != self.bound {
                 self.programmer.own(bound.clone());
@@ -197,11 +197,20 @@ impl Agent {
         self.lan.peers.clone_from(&view.peers);
         self.node.drained = view.drained;
         self.node.labels.clone_from(&view.labels);
+        let moved =
+            report.map(|report| &report.interfaces).filter(|now| self.interfaces.as_ref() != Some(*now));
+        if moved.is_some() || !Arc::ptr_eq(&self.others, &view.carried) {
+            self.interfaces = moved.cloned().or(self.interfaces.take());
+            self.others = Arc::clone(&view.carried);
+            let interfaces = self.interfaces.as_deref().unwrap_or_default();
+            self.node.interfaces = view::places(interfaces);
+            self.node.carried = Arc::new(view::carriers(&self.node.name, interfaces, &self.others));
+        }
         let mut desired = self.planner.plan(&view.objects, &self.node);
         self.checker.turn(view, &self.lan, report, &mut desired);
         // A virtual IP may turn out to be an address of this node, and to shut that would lock everybody out: before its addresses
         // are known the kernel is left as it is.
-        if self.located && (self.generation == 0 || desired.tables != self.desired.tables) {
+        if self.interfaces.is_some() && (self.generation == 0 || desired.tables != self.desired.tables) {
             self.generation += 1;
             self.programmer.desire(self.generation, Arc::clone(&desired.tables));
         }
@@ -293,7 +302,7 @@ impl Agent {
                 reason: Some(Reason::VrrpUnavailable),
                 message: Some("the agent was stopped and its addresses are released".to_owned()),
             },
-            ..report::node(None, &Programmed::default(), &self.lan, None, &now())
+            ..report::node(None, &Programmed::default(), &self.lan, &BTreeSet::new(), None, &now())
         };
         let programmer = self.programmer;
         if tokio::task::spawn_blocking(move || programmer.clear()).await.is_err() {

@@ -8,7 +8,6 @@ use vip_core::vrrp::ChecksumPolicy;
 
 use super::*;
 use crate::dataplane::Recorder;
-use crate::link::Interface;
 
 fn agent(kernel: &Recorder) -> Agent {
     let nowhere = PathBuf::from("/nowhere");
@@ -39,7 +38,7 @@ fn view(addresses: &[&str]) -> View {
     serde_json::from_value(json!({
         "objects": {"vips": addresses.iter().map(vip).collect::<Vec<_>>(), "pools": [pool],
                     "services": [[{"namespace": "shop", "name": "web"}, service]]},
-        "peers": [], "labels": {}, "drained": false
+        "peers": [], "carried": {}, "labels": {}, "drained": false
     }))
     .unwrap()
 }
@@ -74,4 +73,34 @@ async fn nothing_is_shut_before_the_node_knows_its_own_addresses() {
     agent.turn(None, &Programmed::default());
     sleep(Duration::from_millis(200)).await;
     assert_eq!(kernel.tables().guarded, left.guarded);
+}
+
+#[test]
+fn the_ends_of_the_pods_links_are_nobodys_news() {
+    let nic = |name: String, addresses: &[&str]| Interface {
+        name,
+        mac: [2; 6],
+        addresses: addresses.iter().map(|net| net.parse().unwrap()).collect(),
+        carrier: true,
+        mtu: 1500,
+    };
+    let told = |pods: u8| {
+        let eth0 = nic("eth0".into(), &["10.87.0.11/16", "fe80::11/64"]);
+        let dummy = nic("dummy0".into(), &["10.87.2.50/32", "10.87.2.51/32"]);
+        let ends = (0..pods).map(|n| nic(format!("veth{n}"), &["fe80::1/64", "169.254.1.1/32"]));
+        let report =
+            Report { interfaces: [eth0, dummy].into_iter().chain(ends).collect(), ..Report::default() };
+        let vips = [[10, 87, 2, 50].into()].into();
+        let now = now();
+        let status = report::node(Some(&report), &Programmed::default(), &Lan::default(), &vips, None, &now);
+        let carriers = view::carriers("node-1", &report.interfaces, &BTreeMap::new());
+        (view::places(&report.interfaces), carriers, status.interfaces)
+    };
+    let few = told(0);
+    assert_eq!(few, told(200));
+    let names: Vec<&str> = few.0.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((names, few.1.len()), (vec!["eth0"], 3));
+    // Of a single address the others need to know only when it keeps a virtual IP from being bound.
+    assert_eq!((few.2.len(), few.2[0].addresses.len()), (2, 2));
+    assert_eq!(few.2[1].addresses, ["10.87.2.50/32"]);
 }
