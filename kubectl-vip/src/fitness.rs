@@ -134,6 +134,8 @@ impl Fitness {
                 labels: labels.cloned().unwrap_or_default(),
                 interfaces: interfaces(node),
                 drained: false,
+                // An address that a node has by other means is told by the virtual IP's own condition.
+                carried: Arc::default(),
             };
             let plans = Planner::default().plan(&objects, &as_seen).vips.into_iter();
             let verdicts = plans.map(|plan| {

@@ -177,6 +177,7 @@ impl<'a> Judge<'a> {
                 (&services::MALFORMED, said, format!("kubectl get virtualip {} -o yaml", vip.name_any()))
             }
             "Rejected" => (&addresses::REJECTED, said, "kubectl vip pool list".to_owned()),
+            "PoolsOverlap" => (&addresses::POOLS, said, "kubectl vip pool list -o wide".to_owned()),
             "AddressInUse" => (&addresses::IN_USE, said, describe),
             "TwoOwners" => (&addresses::TWO_OWNERS, said, "kubectl vip check".to_owned()),
             "AddressClaimed" => (&addresses::CLAIMED, said, describe),
@@ -554,6 +555,7 @@ mod tests {
             ("ForeignEntry", "VIP305"),
             ("Invalid", "VIP306"),
             ("Rejected", "VIP204"),
+            ("PoolsOverlap", "VIP205"),
             ("AddressInUse", "VIP207"),
             ("AddressClaimed", "VIP208"),
             ("TwoOwners", "VIP203"),

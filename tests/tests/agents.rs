@@ -259,6 +259,28 @@ fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named(
 }
 
 #[test]
+fn an_address_that_a_node_has_by_other_means_is_bound_by_none_and_the_node_is_named() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let scene = Scene::new(server()?, &segment, 2, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 68);
+    let other = &scene.nodes[1];
+    other.host.netns().ip(&format!("address add {vip}/32 dev eth0"))?;
+    scene.reserve(vip)?;
+    let conflict = command::until("the condition Conflict", SOON, || {
+        ensure!(!scene.nodes[0].has(vip.into())?, "another node has bound it");
+        let found = scene.object("virtualip", &vip.to_string())?;
+        let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions.into_iter().find(|c| c["type"] == "Conflict" && c["status"] == "True"))
+    })?;
+    let who = format!("{vip} is used by node {} ({} on eth0): ", other.name, other.host.mac()?);
+    let words = conflict["message"].as_str().context("no message")?;
+    ensure!(conflict["reason"] == "AddressInUse" && words.starts_with(&who), "{conflict}");
+    other.host.netns().ip(&format!("address delete {vip}/32 dev eth0"))?;
+    let owner = scene.owner(vip)?;
+    scene.wait_status(vip, &scene.nodes[owner].name)
+}
+
+#[test]
 fn a_router_of_others_is_told_and_not_obeyed() -> Result<()> {
     let segment = Segment::new(3)?;
     let scene = Scene::new(server()?, &segment, 2, "100ms")?;

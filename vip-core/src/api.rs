@@ -330,6 +330,8 @@ pub enum Reason {
     Rejected,
     /// The object breaks a rule that admission should have caught.
     Invalid,
+    /// Two pools hold the address: the first by name counts.
+    PoolsOverlap,
     /// No node can take part in the election.
     NoCandidate,
     /// No interface of the node is in the address's subnet.

@@ -1,6 +1,7 @@
 //! From the objects of the API to what this node should do: the tables of its kernel and the elections it enters.
 
 mod clients;
+mod node;
 mod objects;
 mod planner;
 mod service;
@@ -11,8 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
+pub use node::{Carrier, Node};
 pub use objects::{Backing, Objects};
 pub use planner::Planner;
 
@@ -25,19 +25,6 @@ use crate::vrrp::{Family, Peer, RouterConfig, RouterId, rank};
 /// How long a preferred node that is fit again lets the owner be, so that one that comes and goes does not take the
 /// addresses with it each time.
 const PREEMPT_DELAY: Duration = Duration::from_secs(1);
-
-/// This node, as far as the elections care.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Node {
-    /// Its name.
-    pub name: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its interfaces with their own addresses.
-    pub interfaces: Vec<(String, Vec<IpNet>)>,
-    /// Whether it was drained: its VIPNode has the label [`crate::api::DRAIN_LABEL`].
-    pub drained: bool,
-}
 
 /// A word for programs and a sentence for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +107,16 @@ impl VipPlan {
         self.candidate.as_ref().is_err_and(|trouble| trouble.reason == Reason::NoLocalEndpoint)
     }
 
+    /// Whether nobody may own it because a node has the address by other means.
+    pub fn is_carried(&self) -> bool {
+        self.candidate.as_ref().is_err_and(|trouble| trouble.reason == Reason::AddressInUse)
+    }
+
+    /// Whether no interface of this node has its subnet.
+    fn is_out_of_reach(&self) -> bool {
+        self.candidate.as_ref().is_err_and(|trouble| trouble.reason == Reason::NoInterface)
+    }
+
     /// The virtual router that it belongs to, on whatever interface.
     fn router(&self) -> Option<(Family, u8)> {
         Some((Family::of(self.address?), self.vrid))
@@ -180,6 +177,9 @@ impl Desired {
         // Where one must wait for a backend of its own node, those that move with it wait too.
         let waiting: BTreeSet<(Family, u8)> =
             self.vips.iter().filter(|vip| vip.waits_for_backend()).filter_map(VipPlan::router).collect();
+        // Where one is out of reach, a node that reaches them all goes first, and takes over when it comes back.
+        let partial: BTreeSet<(Family, u8)> =
+            self.vips.iter().filter(|vip| vip.is_out_of_reach()).filter_map(VipPlan::router).collect();
         let mut routers: BTreeMap<RouterId, Vec<(IpAddr, &VipPlan)>> = BTreeMap::new();
         for vip in &self.vips {
             let (Some(address), Ok(interface)) = (vip.address, &vip.candidate) else { continue };
@@ -195,6 +195,14 @@ impl Desired {
                 let preferred = vips.iter().find_map(|(_, vip)| vip.preferred.as_deref());
                 let nodes = others.iter().map(|peer| peer.node.as_str());
                 let rank = rank::priority(&node.name, nodes, id.vrid, preferred);
+                let subnets = vips.iter().filter_map(|(address, _)| node.subnet(&id.interface, *address));
+                let is_partial = partial.contains(&(id.family, id.vrid));
+                let is_whole = !is_partial && subnets.collect::<BTreeSet<_>>().len() > 1;
+                let rank = match (is_partial, is_whole) {
+                    (true, _) => (rank / 3).max(1),
+                    (_, true) => 127 + rank / 2,
+                    _ => rank,
+                };
                 // One that sees nothing to send to may only be behind with its view of the cluster: others go first.
                 let blind = vips.iter().any(|(_, vip)| vip.is_blind());
                 let those = |wanted: fn(&VipPlan) -> bool| -> BTreeSet<IpAddr> {
@@ -203,7 +211,7 @@ impl Desired {
                 RouterConfig {
                     priority: if blind { (rank / 2).max(1) } else { rank },
                     interval,
-                    preempt: (preferred == Some(&node.name)).then_some(PREEMPT_DELAY),
+                    preempt: (is_whole || preferred == Some(&node.name)).then_some(PREEMPT_DELAY),
                     addresses: those(|_| true).into_iter().collect(),
                     fresh: those(|vip| vip.fresh),
                     contested: those(|vip| vip.contested),
@@ -220,6 +228,7 @@ fn plan_vip(
     pools: &[CheckedPool],
     objects: &Objects,
     node: &Node,
+    fresh: bool,
     tables: &mut Tables,
 ) -> VipPlan {
     let address = vip.address;
@@ -227,12 +236,21 @@ fn plan_vip(
         Ok(pool) => pool,
         Err(fault) => return VipPlan::refused(name, Some(address), fault.into()),
     };
+    // It must not even be programmed: what does not belong to a Service is shut, so its node would be locked out, and others would
+    // send to our backends what is for that node.
+    if let Some(carrier) = node.carried.get(&address) {
+        return VipPlan::refused(name, Some(address), carrier.trouble(address, &pool.name));
+    }
+    // One that is served goes on when its pool gets other virtual routers.
+    if let Some(fault) = vip.stray(pool, pools).filter(|_| fresh) {
+        return VipPlan::refused(name, Some(address), fault.into());
+    }
     let mut plan = VipPlan {
         name,
         address: Some(address),
         vrid: vip.virtual_router,
         preferred: vip.preferred_node.clone(),
-        fresh: false,
+        fresh,
         contested: false,
         bare: vip.services.is_empty(),
         keys: Vec::new(),
@@ -251,16 +269,20 @@ fn plan_vip(
         service::serve(vip, reference, objects, node, tables, &mut plan);
         plan.parts.push(first..plan.keys.len());
     }
+    if let Some(other) =
+        pools.iter().find(|other| other.name != pool.name && other.addresses.contains(address))
+    {
+        let message = format!(
+            "{address} is in pool {:?} and in pool {:?}: the first by name counts; exclude it from one of them",
+            pool.name, other.name
+        );
+        plan.troubles.push(Trouble::new(Reason::PoolsOverlap, message));
+    }
     plan
 }
 
 /// The interface on which this node may own an address, or why it may not compete for it.
 fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String, Trouble> {
-    if node.interfaces.iter().flat_map(|(_, nets)| nets).any(|net| net.addr() == address) {
-        let message =
-            format!("{address} is an address of node {} itself and cannot be a virtual IP", node.name);
-        return Err(Trouble::new(Reason::Rejected, message));
-    }
     if node.drained {
         let message =
             format!("node {} is drained; `kubectl vip node undrain {}` ends that", node.name, node.name);
@@ -281,9 +303,7 @@ fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String,
     node.interfaces
         .iter()
         .filter(|(name, _)| pool.interface.as_ref().is_none_or(|wanted| wanted == name))
-        .find(|(_, nets)| {
-            nets.iter().any(|net| net.prefix_len() < net.max_prefix_len() && net.contains(&address))
-        })
+        .find(|(name, _)| node.subnet(name, address).is_some())
         .map(|(name, _)| name.clone())
         .ok_or_else(|| {
             let which = pool
@@ -297,6 +317,7 @@ fn candidate(address: IpAddr, pool: &CheckedPool, node: &Node) -> Result<String,
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use serde_json::{Value, json};
 
@@ -475,8 +496,89 @@ mod tests {
         assert_eq!(candidate(&objects, &node), Ok("eth0".into()));
         node.interfaces = vec![("eth0".into(), vec!["192.168.1.1/24".parse().unwrap()])];
         assert_eq!(candidate(&objects, &node), Err(Reason::NoInterface));
-        node.interfaces = vec![("eth0".into(), vec!["10.87.2.50/16".parse().unwrap()])];
-        assert_eq!(candidate(&objects, &node), Err(Reason::Rejected));
+    }
+
+    #[test]
+    fn an_address_that_a_node_carries_itself_is_never_shut_nor_bound() {
+        let (mut objects, mut node) = scene();
+        objects.vips.push(vip("10.87.2.60", web()));
+        let mut planner = Planner::default();
+        assert_eq!(planner.plan(&objects, &node).tables.guarded.len(), 2);
+        for name in ["node-1", "node-2"] {
+            let carrier = Carrier { node: name.into(), interface: "eth0".into(), mac: [2, 0, 0, 0, 0, 9] };
+            node.carried = Arc::new([([10, 87, 2, 50].into(), carrier)].into());
+            let desired = planner.plan(&objects, &node);
+            let tables = &desired.tables;
+            let programmed: BTreeSet<IpAddr> = tables.ledger.iter().map(|key| key.address).collect();
+            let other: BTreeSet<IpAddr> = [[10, 87, 2, 60].into()].into();
+            assert_eq!((&tables.guarded, &programmed), (&other, &other));
+            let routers = desired.elections(&node, &[], Duration::from_secs(1), |_| true);
+            assert_eq!(routers[0].addresses, other.into_iter().collect::<Vec<_>>());
+            let trouble = &desired.vips[0].troubles[0];
+            let sentence =
+                format!("10.87.2.50 is used by node {name} (02:00:00:00:00:09 on eth0): it is not bound; ");
+            assert_eq!(trouble.reason, Reason::AddressInUse);
+            assert!(trouble.message.starts_with(&sentence), "{}", trouble.message);
+        }
+        // It goes away when the address is gone.
+        node.carried = Arc::default();
+        let desired = planner.plan(&objects, &node);
+        assert_eq!((desired.tables.guarded.len(), reasons(&desired.vips[0])), (2, vec![]));
+    }
+
+    #[test]
+    fn of_overlapping_pools_the_first_counts_and_the_virtual_ip_says_so() {
+        let (mut objects, node) = scene();
+        let mut other = objects.pools[0].as_ref().clone();
+        other.metadata.name = Some("attic".into());
+        other.spec.addresses = vec!["10.87.2.50".into()];
+        objects.pools.push(Arc::new(other));
+        objects.vips.push(vip("10.87.2.60", web()));
+        let desired = plan(&objects, &node);
+        assert_eq!(desired.tables.guarded.len(), 2, "both are served");
+        assert_eq!(
+            (reasons(&desired.vips[0]), reasons(&desired.vips[1])),
+            (vec![Reason::PoolsOverlap], vec![])
+        );
+        let sentence = r#"10.87.2.50 is in pool "attic" and in pool "lab""#;
+        assert!(desired.vips[0].troubles[0].message.starts_with(sentence));
+    }
+
+    #[test]
+    fn a_virtual_router_of_another_pool_is_not_for_a_new_virtual_ip() {
+        let (mut objects, node) = scene();
+        let pool = Arc::make_mut(&mut objects.pools[0]);
+        pool.spec.virtual_routers.first = 101;
+        let refused = plan(&objects, &node);
+        assert_eq!((reasons(&refused.vips[0]), refused.tables.guarded.len()), (vec![Reason::Rejected], 0));
+        // It was served before the pool got others.
+        let known = Arc::make_mut(&mut objects.vips[0]);
+        known.status =
+            Some(serde_json::from_value(json!({"firstAnnounced": "2026-01-01T00:00:00Z"})).unwrap());
+        assert_eq!(reasons(&plan(&objects, &node).vips[0]), []);
+    }
+
+    #[test]
+    fn a_node_that_reaches_only_some_of_the_addresses_comes_after_those_that_reach_all() {
+        let (mut objects, whole) = scene();
+        objects.vips.push(vip("10.88.2.50", web()));
+        Arc::make_mut(&mut objects.pools[0]).spec.addresses.push("10.88.2.0/24".into());
+        let names: Vec<String> = (1..=12).map(|n| format!("node-{n}")).collect();
+        let peers: Vec<Peer> =
+            names.iter().map(|name| Peer { node: name.clone(), ..Peer::default() }).collect();
+        let elect = |second: Option<&str>| -> Vec<RouterConfig> {
+            let on = |name: &String| {
+                let mut node = Node { name: name.clone(), ..whole.clone() };
+                node.interfaces[0].1.extend(second.map(|net| net.parse::<IpNet>().unwrap()));
+                plan(&objects, &node).elections(&node, &peers, Duration::from_secs(1), |_| true).remove(0)
+            };
+            names.iter().map(on).collect()
+        };
+        let (partial, all) = (elect(None), elect(Some("10.88.0.11/16")));
+        assert!(all.iter().all(|router| router.addresses.len() == 2 && router.preempt.is_some()));
+        assert!(partial.iter().all(|router| router.addresses.len() == 1 && router.preempt.is_none()));
+        let highest = partial.iter().map(|router| router.priority).max();
+        assert!(all.iter().map(|router| router.priority).min() > highest);
     }
 
     #[test]

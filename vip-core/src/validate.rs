@@ -123,6 +123,22 @@ impl CheckedVip {
             None => Ok(pool),
         }
     }
+
+    /// What is wrong with its virtual router: addresses of two pools would move together, and not every node may have both.
+    pub fn stray(&self, pool: &CheckedPool, pools: &[CheckedPool]) -> Option<Fault> {
+        let has = |pool: &&CheckedPool| pool.virtual_routers.iter().any(|id| id == self.virtual_router);
+        if has(&pool) {
+            return None;
+        }
+        let range = |pool: &CheckedPool| {
+            let VirtualRouterRange { first, count } = pool.virtual_routers;
+            format!("pool {:?} ({first}-{})", pool.name, first.saturating_add(count - 1))
+        };
+        let whose =
+            pools.iter().find(has).map_or_else(String::new, |other| format!(", but of {}", range(other)));
+        let why = format!("virtual router {} is none of {}{whose}", self.virtual_router, range(pool));
+        Some(Fault { object: format!("VirtualIP {}", self.name()), reason: Reason::Rejected, why })
+    }
 }
 
 /// How backends are checked; `None`: not at all.
@@ -464,6 +480,24 @@ mod tests {
             "VirtualIP 10.0.3.2: 10.0.3.2 is in no pool (bank: 10.0.2.0/28; shop: 10.0.1.0/28)"
         );
         assert_eq!(in_no_pool(&[], "10.0.0.9".parse().unwrap()), "10.0.0.9 is in no pool: there is none");
+    }
+
+    #[test]
+    fn a_virtual_router_is_one_of_the_pool() {
+        let mut other = raw_pool("dmz", &["10.0.1.0/28"]);
+        other.spec.virtual_routers = VirtualRouterRange { first: 50, count: 10 };
+        let pools = check_pools(&[raw_pool("lab", &["10.0.0.0/28"]), other]).0;
+        let fault = |router: u8| {
+            let mut raw = raw_vip("10.0.0.9", "10.0.0.9");
+            raw.spec.virtual_router = router;
+            let vip = CheckedVip::new(&raw).unwrap();
+            vip.stray(vip.pool(&pools).unwrap(), &pools).map(|fault| fault.to_string())
+        };
+        assert_eq!((fault(100), fault(163)), (None, None));
+        let foreign = r#"VirtualIP 10.0.0.9: virtual router 59 is none of pool "lab" (100-163), but of pool "dmz" (50-59)"#;
+        assert_eq!(fault(59).as_deref(), Some(foreign));
+        let nobodys = r#"VirtualIP 10.0.0.9: virtual router 7 is none of pool "lab" (100-163)"#;
+        assert_eq!(fault(7).as_deref(), Some(nobodys));
     }
 
     #[test]

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod lan;
 pub mod packet;
 pub mod rank;
 pub mod router;
 #[cfg(test)]
 mod simulation;
 pub mod timers;
+
+pub use lan::{ChecksumPolicy, Lan, Peer, Peers};
 
 /// The family of the addresses that an election is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -73,65 +76,6 @@ pub enum Cause {
     Preference,
     /// Another one believes that it is master too, and has the lower priority.
     Rank,
-}
-
-/// What all elections of a node have in common.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lan {
-    /// The other agents.
-    pub peers: Vec<Peer>,
-    /// Whether advertisements go to each peer by itself instead of to the group.
-    pub unicast: bool,
-    /// The form of the checksum over IPv4.
-    pub checksum: ChecksumPolicy,
-}
-
-/// Another agent: a sender that is obeyed whatever addresses it lists.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its node.
-    pub node: String,
-    /// The node's addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The hardware addresses of its interfaces.
-    pub macs: Vec<[u8; 6]>,
-}
-
-/// Which form of the checksum over IPv4 is sent and which is accepted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ChecksumPolicy {
-    /// Sent with the pseudo-header, as keepalived does by default; either is accepted.
-    #[default]
-    Either,
-    /// Only with the pseudo-header.
-    PseudoHeader,
-    /// Only without it (RFC 9568 section 5.2.8; keepalived's `v3_checksum_as_v2`).
-    Plain,
-}
-
-impl ChecksumPolicy {
-    /// The form that is sent.
-    pub fn sent(self) -> packet::Checksum {
-        match self {
-            Self::Either | Self::PseudoHeader => packet::Checksum::PseudoHeader,
-            Self::Plain => packet::Checksum::Plain,
-        }
-    }
-
-    /// The only form that is accepted; `None`: either.
-    pub fn accepted(self) -> Option<packet::Checksum> {
-        match self {
-            Self::Either => None,
-            strict => Some(strict.sent()),
-        }
-    }
-}
-
-impl Lan {
-    /// The peer that has an address.
-    pub fn peer(&self, address: IpAddr) -> Option<&Peer> {
-        self.peers.iter().find(|peer| peer.addresses.contains(&address))
-    }
 }
 
 impl RouterConfig {

@@ -21,11 +21,13 @@ mod partner;
 mod programmer;
 mod report;
 mod speech;
+#[cfg(test)]
+mod tests;
 mod trust;
 mod view;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -39,9 +41,9 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vip_core::api::{DataplaneStatus, Reason, VIPNodeStatus};
-use vip_core::desired::{Desired, Node, Planner, VipPlan};
+use vip_core::desired::{Carrier, Desired, Node, Planner, VipPlan};
 use vip_core::plan::Tables;
-use vip_core::vrrp::Lan;
+use vip_core::vrrp::{Lan, Peers};
 
 use self::checks::Checker;
 use self::cluster::Cluster;
@@ -54,8 +56,8 @@ use self::trust::Trust;
 use self::view::View;
 use self::writer::Writer;
 use crate::args::AgentArgs;
-use crate::dataplane::Kernel;
-use crate::link::{Elect, Report};
+use crate::dataplane::{Dataplane, Kernel};
+use crate::link::{Elect, Interface, Report};
 
 /// Changes that come together are worked on together.
 const GATHER: Duration = Duration::from_millis(5);
@@ -78,35 +80,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let connection = cluster::connect(args.kubeconfig.as_deref()).await?;
     let client = connection.client;
-    let health = Health::new();
-    tokio::spawn(health.clone().serve(args.health));
-    let memory = Memory::new(&args.state_dir, &args.node, &connection.cluster);
-    let writer = Writer::new(&client, &args.node);
-    let mut agent = Agent {
-        cluster: Cluster::watch(&client, &args.node),
-        checker: Checker::new(),
-        partner: Partner::start(&args.link).context("thread")?,
-        programmer: Programmer::start(Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir))
-            .context("thread")?,
-        trust: Trust::new(writer.heard()),
-        speaker: Speaker::new(writer),
-        health,
-        started: Instant::now(),
-        synced: false,
-        remember: memory.clone().keep().context("thread")?,
-        unremembered: None,
-        memory: Some(memory),
-        view: None,
-        planner: Planner::default(),
-        desired: Desired::default(),
-        bound: BTreeSet::new(),
-        found: None,
-        serving: BTreeSet::new(),
-        generation: 0,
-        lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
-        node: Node { name: args.node.clone(), ..Node::default() },
-        args,
-    };
+    let kernel = Kernel::new(&args.sysctl_dir).remembering_in(&args.state_dir);
+    let mut agent = Agent::new(args, &client, &connection.cluster, kernel)?;
+    tokio::spawn(agent.health.clone().serve(agent.args.health));
     info!(node = agent.args.node, version = env!("CARGO_PKG_VERSION"), "agent started");
     tokio::select! {
         () = agent.work() => {}
@@ -148,11 +124,52 @@ struct Agent {
     generation: u64,
     /// The other agents, and how to speak with them.
     lan: Lan,
-    /// This node, interfaces as last reported by vrrp.
+    /// This node.
     node: Node,
+    /// Its interfaces, as last reported by vrrp.
+    interfaces: Option<Vec<Interface>>,
+    /// The addresses of the other nodes, as last seen.
+    others: Arc<BTreeMap<IpAddr, Carrier>>,
 }
 
 impl Agent {
+    /// Starts what works beside the loop. `cluster` is anything that no other cluster has.
+    fn new(
+        args: AgentArgs,
+        client: &Client,
+        cluster: &[u8],
+        dataplane: impl Dataplane + 'static,
+    ) -> anyhow::Result<Self> {
+        let memory = Memory::new(&args.state_dir, &args.node, cluster);
+        let writer = Writer::new(client, &args.node);
+        Ok(Self {
+            cluster: Cluster::watch(client, &args.node),
+            checker: Checker::new(),
+            partner: Partner::start(&args.link).context("thread")?,
+            programmer: Programmer::start(dataplane).context("thread")?,
+            trust: Trust::new(writer.heard()),
+            speaker: Speaker::new(writer),
+            health: Health::new(),
+            started: Instant::now(),
+            synced: false,
+            remember: memory.clone().keep().context("thread")?,
+            unremembered: None,
+            memory: Some(memory),
+            view: None,
+            planner: Planner::default(),
+            desired: Desired::default(),
+            bound: BTreeSet::new(),
+            found: None,
+            serving: BTreeSet::new(),
+            generation: 0,
+            lan: Lan { peers: Peers::default(), unicast: args.unicast, checksum: args.checksum },
+            node: Node { name: args.node.clone(), ..Node::default() },
+            interfaces: None,
+            others: Arc::default(),
+            args,
+        })
+    }
+
     async fn work(&mut self) {
         let mut programmed = self.programmer.state();
         let mut reports = self.partner.reports.clone();
@@ -179,8 +196,6 @@ impl Agent {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
         };
         if let Some(report) = report {
-            self.node.interfaces =
-                report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
             let bound = report.bound();
             if bound != self.bound {
                 self.programmer.own(bound.clone());
@@ -196,17 +211,30 @@ impl Agent {
         self.lan.peers.clone_from(&view.peers);
         self.node.drained = view.drained;
         self.node.labels.clone_from(&view.labels);
+        let moved =
+            report.map(|report| &report.interfaces).filter(|now| self.interfaces.as_ref() != Some(*now));
+        if moved.is_some() || !Arc::ptr_eq(&self.others, &view.carried) {
+            self.interfaces = moved.cloned().or(self.interfaces.take());
+            self.others = Arc::clone(&view.carried);
+            let interfaces = self.interfaces.as_deref().unwrap_or_default();
+            self.node.interfaces = view::places(interfaces);
+            self.node.carried = Arc::new(view::carriers(&self.node.name, interfaces, &self.others));
+        }
         let mut desired = self.planner.plan(&view.objects, &self.node);
         desired.guard(&self.bound);
         // What is remembered may be older than what is in the kernel: nothing is taken away for it.
         if let Some(found) = self.found.as_ref().filter(|_| !self.synced) {
-            Arc::make_mut(&mut desired.tables).adopt(found);
+            let tables = Arc::make_mut(&mut desired.tables);
+            tables.adopt(found);
+            tables.guarded.retain(|address| !self.node.carried.contains_key(address));
         }
         if let Some(found) = self.found.as_ref().filter(|_| self.generation == 0) {
             self.checker.recall(found, &desired);
         }
         self.checker.turn(view, &self.lan, report, &mut desired);
-        if self.generation == 0 || desired.tables != self.desired.tables {
+        // A virtual IP may turn out to be an address of this node, and to shut that would lock everybody out: before its addresses
+        // are known the kernel is left as it is.
+        if self.interfaces.is_some() && (self.generation == 0 || desired.tables != self.desired.tables) {
             self.generation += 1;
             self.programmer.desire(self.generation, Arc::clone(&desired.tables));
         }
@@ -221,7 +249,7 @@ impl Agent {
             self.unremembered = None;
             self.remember.send_replace(view.clone());
         }
-        if programmed.generation.is_some() && !self.node.interfaces.is_empty() {
+        if programmed.generation.is_some() {
             self.serving = programmed.serving(&self.desired.vips, &self.serving);
             let can_serve = |vip: &VipPlan| self.serving.contains(&vip.name);
             let (peers, interval) = (&self.lan.peers, self.args.advert_interval);
@@ -302,7 +330,7 @@ impl Agent {
                 reason: Some(Reason::VrrpUnavailable),
                 message: Some("the agent was stopped and its addresses are released".to_owned()),
             },
-            ..report::node(None, &Programmed::default(), &self.lan, None, &now())
+            ..report::node(None, &Programmed::default(), &self.lan, &BTreeSet::new(), None, &now())
         };
         let programmer = self.programmer;
         if tokio::task::spawn_blocking(move || programmer.clear()).await.is_err() {

@@ -50,7 +50,7 @@ pub enum Word {
 /// How things stand in vrrp.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The node's interfaces, loopback left out, virtual IPs not among their addresses.
+    /// The node's interfaces, virtual IPs not among their addresses.
     pub interfaces: Vec<Interface>,
     /// The elections, as ordered.
     pub routers: Vec<RouterReport>,

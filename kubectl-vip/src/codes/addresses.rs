@@ -31,7 +31,8 @@ codes! {
         ],
     }
     REJECTED = "VIP204" Error Objects "a virtual IP is not allowed by any pool" {
-        cause: "No pool holds the address, or its pool does not allow the namespace of the Service, or the address belongs to a node.",
+        cause: "No pool holds the address, or its pool does not allow the namespace of the Service, or it is new and its virtual router is none \
+                of its pool.",
         consequence: "No node binds it.",
         remedies: [
             "`kubectl vip pool list`, then add the address: `kubectl vip pool set POOL --add ADDRESS`",
@@ -57,7 +58,8 @@ codes! {
         ],
     }
     IN_USE = "VIP207" Error Network "another machine uses the address of a virtual IP" {
-        cause: "Before the first use an owner asks on the LAN whether somebody has the address, and another machine answered.",
+        cause: "Before the first use an owner asks on the LAN whether somebody has the address, and another machine answered. Or a node of the \
+                cluster has the address itself: as its own, or because another program put it there.",
         consequence: "The address is not bound: that machine keeps it.",
         remedies: [
             "find the machine by its hardware address, which the message names, and give it another address",
@@ -101,5 +103,14 @@ codes! {
         cause: "Virtual IPs stay where they are when a node comes back, so after failures and restarts they gather on some nodes.",
         consequence: "Those nodes carry more traffic than they need to, and their failure interrupts more.",
         remedies: ["`kubectl vip rebalance --dry-run`, then `kubectl vip rebalance`"],
+    }
+    STRAY_ROUTER = "VIP213" Warning Objects "a virtual IP has a virtual router that is none of its pool" {
+        cause: "It was written by hand, or its pool got other virtual routers later.",
+        consequence: "Another pool may give the same virtual router out: addresses of both then move together, and some may lack an owner. One \
+                      that was never announced is not bound.",
+        remedies: [
+            "expose the Service again: `kubectl vip unexpose ADDRESS`, then `kubectl vip expose` with `--ip ADDRESS`",
+            "or give the pool its virtual routers back: `kubectl vip pool set POOL --virtual-routers FIRST-LAST`",
+        ],
     }
 }

@@ -108,16 +108,17 @@ impl<'a> Scene<'a> {
     /// Waits until the status of an address says that it came to a node, from another or from none, for that reason.
     pub fn wait_handover(
         &self,
-        address: Ipv4Addr,
+        address: impl Into<IpAddr>,
         from: Option<usize>,
         to: usize,
         reason: &str,
     ) -> Result<()> {
+        let address = address.into();
         let name = |index: usize| self.nodes[index].name.as_str();
         let (from, to) = (from.map(name), name(to));
         self.wait_status(address, to)?;
         command::until(&format!("{address} to have come to {to}: {reason}"), SOON, || {
-            let vip = self.object("virtualip", &address.to_string())?;
+            let vip = self.object("virtualip", &name_of(address))?;
             let told = &vip["status"]["lastHandover"];
             let is_it = told["reason"] == reason && told["to"] == to && told["from"].as_str() == from;
             ensure!(is_it, "it says {told}");

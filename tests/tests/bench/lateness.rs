@@ -214,7 +214,7 @@ impl Load {
                 macs: Vec::new(),
             }));
         }
-        Ok(((0..self.routers).map(router).collect(), Lan { peers, ..Lan::default() }))
+        Ok(((0..self.routers).map(router).collect(), Lan { peers: peers.into(), ..Lan::default() }))
     }
 }
 

@@ -144,7 +144,7 @@ fn beside_keepalived_by_unicast() -> Result<()> {
         };
         let (ours, theirs) = (address(1)?, address(2)?);
         let peer = Peer { addresses: vec![theirs], ..Peer::default() };
-        let lan = Lan { peers: vec![peer], unicast: true, ..Lan::default() };
+        let lan = Lan { peers: vec![peer].into(), unicast: true, ..Lan::default() };
         let settings = Settings { ipv6, unicast: Some((theirs, ours)), ..Settings::default() };
         both_ways_round(&segment, &settings, &lan)?;
     }
@@ -159,7 +159,7 @@ fn by_unicast_three_elect_one() -> Result<()> {
         .iter()
         .map(|host| Peer { addresses: vec![host.address().into()], ..Peer::default() })
         .collect();
-    let lan = Lan { peers, unicast: true, ..Lan::default() };
+    let lan = Lan { peers: peers.into(), unicast: true, ..Lan::default() };
     let mut all = Vec::new();
     for (number, priority) in [(1, 254), (2, 224), (3, 194)] {
         let vrrp = Vrrp::start(segment.host(number), number)?;

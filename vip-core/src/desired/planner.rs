@@ -31,9 +31,18 @@ struct Known {
 impl Planner {
     /// Reads the objects for one node. A malformed object yields a plan with its trouble and touches no other.
     pub fn plan(&mut self, objects: &Objects, node: &Node) -> Desired {
-        if *node != self.node || !same(&objects.pools, &self.pools) {
+        if !node.is_like(&self.node) || !same(&objects.pools, &self.pools) {
             let checked = check_pools(objects.pools.iter().map(AsRef::as_ref)).0;
             *self = Self { node: node.clone(), pools: objects.pools.clone(), checked, ..Self::default() };
+        }
+        if node.carried != self.node.carried {
+            let before = std::mem::replace(&mut self.node.carried, Arc::clone(&node.carried));
+            let passed_on = |known: &Known| {
+                known.plan.address.is_some_and(|address| before.get(&address) != node.carried.get(&address))
+            };
+            let stale = self.known.iter().filter(|(_, known)| passed_on(known));
+            let stale: Vec<String> = stale.map(|(name, _)| name.clone()).collect();
+            stale.iter().for_each(|name| self.forget(name));
         }
         let names: BTreeSet<&str> = objects.vips.iter().map(|vip| name(vip)).collect();
         let gone: Vec<String> =
@@ -76,8 +85,9 @@ impl Planner {
                 let contested = fresh
                     && status.is_some_and(|status| status.conditions.iter().any(|c| c.reason == in_use));
                 let tables = Arc::make_mut(&mut self.tables);
-                let plan = plan_vip(name.clone(), &checked, &self.checked, objects, &self.node, tables);
-                VipPlan { fresh, contested, ..plan }
+                let plan =
+                    plan_vip(name.clone(), &checked, &self.checked, objects, &self.node, fresh, tables);
+                VipPlan { contested, ..plan }
             }
             Err(fault) => VipPlan::refused(name.clone(), None, fault.into()),
         };
@@ -113,9 +123,12 @@ fn same<T>(here: &[Arc<T>], there: &[Arc<T>]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
+    use super::super::Carrier;
     use super::*;
     use crate::api::ServiceRef;
 
@@ -134,6 +147,8 @@ mod tests {
         Endpoints(u8, Vec<bool>),
         Pool(bool),
         Drained(bool),
+        /// A node has the address of a virtual IP, or no longer.
+        Carried(u8, bool),
     }
 
     fn happening() -> impl Strategy<Value = Happening> {
@@ -147,6 +162,7 @@ mod tests {
                 .prop_map(|(n, ready)| Happening::Endpoints(n, ready)),
             any::<bool>().prop_map(Happening::Pool),
             any::<bool>().prop_map(Happening::Drained),
+            (0..3_u8, any::<bool>()).prop_map(|(n, has)| Happening::Carried(n, has)),
         ]
     }
 
@@ -204,6 +220,15 @@ mod tests {
                 objects.pools = if *there { vec![from(pool)] } else { Vec::new() };
             }
             Happening::Drained(drained) => node.drained = *drained,
+            Happening::Carried(n, has) => {
+                let address = IpAddr::from([10, 87, 2, *n]);
+                let carrier = Carrier { node: "node-2".into(), interface: "eth0".into(), mac: [2; 6] };
+                let carried = Arc::make_mut(&mut node.carried);
+                match has {
+                    true => carried.insert(address, carrier),
+                    false => carried.remove(&address),
+                };
+            }
         }
     }
 

@@ -23,9 +23,10 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 use vip_core::api::{DRAIN_LABEL, ServiceRef, VIPNode, VIPPool, VirtualIP, VirtualIPStatus};
 use vip_core::desired::{Backing, Objects};
+use vip_core::vrrp::Peers;
 
 use super::trust::Trust;
-use super::view::{View, peer, service_of};
+use super::view::{View, carried, peer, service_of};
 
 /// A way to the API server.
 pub struct Connection {
@@ -189,13 +190,17 @@ impl Cluster {
         view.nodes = self.nodes.state().iter().filter_map(|node| node.parsed.clone().ok()).collect();
         view.nodes.sort_by_cached_key(|node| node.name_any());
         view.own = self.own.state().into_iter().next();
-        let others = view.nodes.iter().filter(|node| node.name_any() != own);
-        let peers = others.map(|node| peer(node)).collect();
+        let others = || view.nodes.iter().filter(move |node| node.name_any() != own);
+        let peers: Peers = others().map(|node| peer(node)).collect();
+        let carried: Arc<BTreeMap<_, _>> = Arc::new(others().flat_map(|node| carried(node)).collect());
         let drained =
             view.nodes.iter().any(|node| node.name_any() == own && node.labels().contains_key(DRAIN_LABEL));
         let labels = view.own.as_ref().map(|node| node.labels().clone()).unwrap_or_default();
-        let news = (&view.peers, &view.labels, view.drained) != (&peers, &labels, drained);
-        (view.peers, view.labels, view.drained) = (peers, labels, drained);
+        let news =
+            (&view.peers, &view.carried, &view.labels, view.drained) != (&peers, &carried, &labels, drained);
+        if news {
+            (view.peers, view.carried, view.labels, view.drained) = (peers, carried, labels, drained);
+        }
         news
     }
 

@@ -20,7 +20,7 @@ use super::view::View;
 /// Name of the file in its folder.
 const FILE: &str = "cluster.state";
 /// Changes when a [`View`] is written in another way.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// A state that is older is not used: nobody knows who has been given the addresses since.
 const OLDEST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A file that is larger is none of ours.
@@ -238,6 +238,7 @@ mod tests {
                               {"service": {"spec": {"ports": [{"port": 80}]}}, "slices": []}]]
             },
             "peers": [{"node": "node-2", "addresses": ["10.87.0.12"], "macs": []}],
+            "carried": {"10.87.0.12": {"node": "node-2", "interface": "eth0", "mac": [2, 0, 0, 0, 0, 2]}},
             "labels": {"edge": "yes"}, "drained": false
         }))
         .unwrap()
@@ -265,8 +266,8 @@ mod tests {
         assert_eq!(words(&memory(&folder, "node-1", "test"), NOW), "it is of another cluster");
         assert_eq!(words(&ours, NOW + OLDEST * 2), "it is 14 days old");
         let text = fs::read_to_string(folder.join(FILE)).unwrap();
-        fs::write(folder.join(FILE), text.replace("\"version\":2", "\"version\":9")).unwrap();
-        assert_eq!(words(&ours, NOW), "its format is 9, this version reads 2");
+        fs::write(folder.join(FILE), text.replace("\"version\":3", "\"version\":9")).unwrap();
+        assert_eq!(words(&ours, NOW), "its format is 9, this version reads 3");
         fs::write(folder.join(FILE), &text[..text.len() - 1]).unwrap();
         assert_eq!(words(&ours, NOW), "it is damaged: its checksum is wrong");
         fs::remove_dir_all(&folder).unwrap();

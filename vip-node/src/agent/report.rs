@@ -1,7 +1,9 @@
 //! From what holds on this node to what is written into the objects' status. Pure: the time comes in.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use vip_core::api::{
     CONDITION_ANNOUNCED, CONDITION_CONFLICT, CONDITION_PROGRAMMED, DataplaneStatus, ForeignRouterStatus,
@@ -12,6 +14,7 @@ use vip_core::plan::ServiceKey;
 use vip_core::vrrp::{Family, Lan};
 
 use super::programmer::Programmed;
+use super::view::{is_link_local, is_on_a_lan};
 use crate::link::{Claim, Report, RouterReport};
 
 mod depth;
@@ -57,17 +60,15 @@ pub fn owned(
     }
 }
 
-/// The status of a virtual IP that this node would own if no other machine used the address.
+/// The status of a virtual IP that no node owns because another machine, or a node by other means, uses the address.
 pub fn in_use(
     vip: &VirtualIP,
     plan: &VipPlan,
-    node: &str,
     conflict: &Trouble,
     programmed: &Programmed,
     now: &Time,
 ) -> VirtualIPStatus {
-    let message = format!("{node} does not announce {}: another machine uses it", vip.spec.address);
-    let announced = Verdict { holds: false, reason: Reason::AddressInUse, message };
+    let announced = Verdict { holds: false, reason: Reason::AddressInUse, message: conflict.message.clone() };
     VirtualIPStatus {
         backends: plan.backends,
         conditions: vec![
@@ -233,11 +234,13 @@ fn condition(vip: &VirtualIP, type_: &str, verdict: Verdict, now: &Time) -> Cond
     }
 }
 
-/// The status of this node.
+/// The status of this node. `vips` has the virtual IPs that cannot be bound because nodes have the addresses: whoever has one says so.
+/// Other interfaces than those on a LAN are not told.
 pub fn node(
     report: Option<&Report>,
     programmed: &Programmed,
     lan: &Lan,
+    vips: &BTreeSet<IpAddr>,
     previous: Option<&VIPNodeStatus>,
     now: &Time,
 ) -> VIPNodeStatus {
@@ -250,11 +253,18 @@ pub fn node(
         firewalls: programmed.firewalls.as_ref().clone(),
         ..VIPNodeStatus::default()
     };
-    for interface in report.iter().flat_map(|r| &r.interfaces).filter(|i| !i.addresses.is_empty()) {
+    for interface in report.iter().flat_map(|r| &r.interfaces) {
+        let on_a_lan = is_on_a_lan(interface);
+        let matters = |net: &&IpNet| on_a_lan || vips.contains(&net.addr());
+        let addresses: Vec<String> =
+            interface.addresses.iter().filter(matters).map(ToString::to_string).collect();
+        if addresses.is_empty() {
+            continue;
+        }
         status.interfaces.push(InterfaceStatus {
             name: interface.name.clone(),
             mac: mac_text(interface.mac),
-            addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+            addresses,
             carrier: interface.carrier,
             mtu: Some(interface.mtu),
         });
@@ -306,13 +316,6 @@ fn router_status(router: &RouterReport, previous: Option<&VIPNodeStatus>, now: &
         status.since = same.since.clone();
     }
     status
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
 }
 
 /// Whether this node can serve, and if not, why.

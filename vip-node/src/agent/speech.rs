@@ -54,6 +54,8 @@ pub struct Speaker {
     orphans: BTreeMap<String, Instant>,
     /// Conflicts that were told, each with its virtual IP.
     conflicts: BTreeSet<(String, String)>,
+    /// Virtual IPs that are left to another machine.
+    in_use: BTreeSet<String>,
     /// Routers of others that were told.
     foreign: BTreeSet<(String, u8, std::net::IpAddr)>,
 }
@@ -66,6 +68,7 @@ impl Speaker {
             owned: BTreeSet::new(),
             orphans: BTreeMap::new(),
             conflicts: BTreeSet::new(),
+            in_use: BTreeSet::new(),
             foreign: BTreeSet::new(),
         }
     }
@@ -76,11 +79,9 @@ impl Speaker {
         self.speak_for_node(scene, &mut outbox);
         self.speak_for_owned(scene, &mut outbox);
         self.speak_for_conflicts(scene, &mut outbox);
+        self.speak_for_orphans(scene, &mut outbox);
         if is_scribe(scene) {
-            self.speak_for_orphans(scene, &mut outbox);
             speak_for_pools(scene, &mut outbox);
-        } else {
-            self.orphans.clear();
         }
         self.writer.write(outbox);
     }
@@ -88,7 +89,9 @@ impl Speaker {
     fn speak_for_node(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
         let own = scene.view.nodes.iter().find(|node| node.name_any() == scene.node);
         let previous = own.and_then(|node| node.status.as_ref());
-        let status = report::node(scene.report, scene.programmed, scene.lan, previous, scene.now);
+        let carried = scene.desired.vips.iter().filter(|plan| plan.is_carried());
+        let carried = carried.filter_map(|plan| plan.address).collect();
+        let status = report::node(scene.report, scene.programmed, scene.lan, &carried, previous, scene.now);
         if is_due(previous, &status) {
             outbox.node = Some((status, owner_reference(scene)));
         }
@@ -145,13 +148,15 @@ impl Speaker {
     /// Addresses that others use or claim. Of those that are left to them, the master of their router speaks.
     fn speak_for_conflicts(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
         let mut told = BTreeSet::new();
+        self.in_use.clear();
         for plan in &scene.desired.vips {
             let (Some(vip), Some(conflict)) = (scene.view.vip(&plan.name), conflict_about(scene, plan))
             else {
                 continue;
             };
             if conflict.reason == Reason::AddressInUse {
-                let status = report::in_use(vip, plan, scene.node, &conflict, scene.programmed, scene.now);
+                self.in_use.insert(plan.name.clone());
+                let status = report::in_use(vip, plan, &conflict, scene.programmed, scene.now);
                 if vip.status.as_ref() != Some(&status) {
                     outbox.vips.insert(plan.name.clone(), status);
                 }
@@ -166,19 +171,11 @@ impl Speaker {
     }
 
     fn speak_for_orphans(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
-        let live = scene.view.nodes.iter().filter(|node| is_live(node, scene.now));
-        let mastered: BTreeSet<(u8, u8)> = live
-            .filter_map(|node| node.status.as_ref())
-            .flat_map(|status| &status.virtual_routers)
-            .filter(|router| router.state == VrrpState::Master)
-            .map(|router| (router.family, router.virtual_router))
+        let orphans: BTreeSet<String> = orphans(scene)
+            // What another machine uses has been told.
+            .filter(|name| !self.owned.contains(*name) && !self.in_use.contains(*name))
+            .map(str::to_owned)
             .collect();
-        let is_orphan = |plan: &VipPlan| {
-            let family = plan.address.map_or(4, |address| report::family(Family::of(address)));
-            !self.owned.contains(&plan.name) && !mastered.contains(&(family, plan.vrid))
-        };
-        let orphans: BTreeSet<String> =
-            scene.desired.vips.iter().filter(|plan| is_orphan(plan)).map(|plan| plan.name.clone()).collect();
         self.orphans.retain(|name, _| orphans.contains(name));
         for plan in scene.desired.vips.iter().filter(|plan| orphans.contains(&plan.name)) {
             let since = self.orphans.entry(plan.name.clone()).or_insert_with(Instant::now);
@@ -246,9 +243,40 @@ fn owned_now<'a>(scene: &Scene<'a>) -> BTreeMap<String, &'a RouterReport> {
     owned
 }
 
-/// Who else uses or claims a virtual IP whose master this node is.
+/// The virtual IPs for which this node has to say that nobody has them, unless it has them itself. One whose virtual router has a
+/// master is that master's to speak for: it alone knows which of the addresses it has. For the others the first node speaks.
+fn orphans<'a>(scene: &Scene<'a>) -> impl Iterator<Item = &'a str> {
+    let scribe = is_scribe(scene);
+    let (view, own) = (scene.view, scene.node);
+    let mut masters_of: BTreeMap<(u8, u8), BTreeSet<String>> = BTreeMap::new();
+    for router in masters(scene) {
+        let key = (report::family(router.id.family), router.id.vrid);
+        masters_of.entry(key).or_default().insert(own.to_owned());
+    }
+    // What this node wrote of itself may be behind.
+    let others = view.nodes.iter().filter(|node| node.name_any() != own);
+    for node in others.filter(|node| is_live(node, scene.now)) {
+        let routers = node.status.iter().flat_map(|status| &status.virtual_routers);
+        for router in routers.filter(|router| router.state == VrrpState::Master) {
+            masters_of.entry((router.family, router.virtual_router)).or_default().insert(node.name_any());
+        }
+    }
+    let speaks = move |plan: &&VipPlan| {
+        let family = plan.address.map_or(4, |address| report::family(Family::of(address)));
+        let Some(masters) = masters_of.get(&(family, plan.vrid)) else { return scribe };
+        // On two segments a virtual router has two masters.
+        let last = view.vip(&plan.name).and_then(|vip| vip.status.as_ref()?.node.as_ref());
+        last.filter(|last| masters.contains(*last)).or(masters.first()).is_some_and(|master| master == own)
+    };
+    scene.desired.vips.iter().filter(speaks).map(|plan| plan.name.as_str())
+}
+
+/// Who else uses or claims a virtual IP that this node speaks for: as the master, or for all where a node has the address.
 fn conflict_about(scene: &Scene<'_>, plan: &VipPlan) -> Option<Trouble> {
     let address = plan.address?;
+    if plan.is_carried() {
+        return plan.candidate.clone().err().filter(|_| is_scribe(scene));
+    }
     let family = Family::of(address);
     let master = masters(scene).find(|router| (router.id.vrid, router.id.family) == (plan.vrid, family))?;
     let claims = scene.report.map(|report| report.claims.as_slice()).unwrap_or_default();
@@ -296,4 +324,76 @@ fn is_due(previous: Option<&VIPNodeStatus>, status: &VIPNodeStatus) -> bool {
         ..status.clone()
     } == *previous;
     !same || seconds(status) - seconds(previous) >= i64::try_from(RENEW_SECONDS).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use vip_core::desired::{Node, Planner};
+    use vip_core::vrrp::RouterId;
+
+    use super::*;
+
+    fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn of_a_router_with_a_master_the_master_says_which_addresses_nobody_has() {
+        let vip = |(address, owner): (&str, &str)| {
+            json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": address},
+                "spec": {"address": address, "virtualRouter": 100}, "status": {"node": owner}})
+        };
+        let addresses = [("10.87.2.50", "node-2"), ("10.88.2.50", "gone")];
+        let pool = json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPPool", "metadata": {"name": "lab"},
+            "spec": {"addresses": ["10.87.2.0/24", "10.88.2.0/24"], "virtualRouters": {"first": 100, "count": 64}}});
+        let mut view: View = from(json!({
+            "objects": {"vips": addresses.map(vip), "pools": [pool], "services": []},
+            "peers": [], "carried": {}, "labels": {}, "drained": false
+        }));
+        let node = |name: &str, state: &str| {
+            json!({"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "VIPNode", "metadata": {"name": name}, "status": {
+                "renewTime": "2026-01-01T00:00:00Z", "virtualRouters": [{"interface": "eth0", "family": 4, "virtualRouter": 100,
+                    "state": state, "priority": 84, "since": "2026-01-01T00:00:00Z"}]}})
+        };
+        let now: Time = from(json!("2026-01-01T00:00:10Z"));
+        let said = |own: &str, second: VrrpState, view: &View| -> Vec<String> {
+            let node = Node { name: own.into(), ..Node::default() };
+            let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 100 };
+            let state = if own == "node-2" { second } else { VrrpState::Backup };
+            let router = RouterReport {
+                id,
+                state,
+                priority: 84,
+                source: None,
+                master: None,
+                cause: None,
+                lost: None,
+                rival: None,
+                bound: Vec::new(),
+                trouble: None,
+            };
+            let report = Report { routers: vec![router], ..Report::default() };
+            let scene = Scene {
+                node: own,
+                view,
+                desired: &Planner::default().plan(&view.objects, &node),
+                lan: &Lan::default(),
+                report: Some(&report),
+                programmed: &Programmed::default(),
+                checks: &Checks::new(0),
+                now: &now,
+            };
+            orphans(&scene).map(str::to_owned).collect()
+        };
+        view.nodes = vec![from(node("node-1", "Backup")), from(node("node-2", "Master"))];
+        let none: [&str; 0] = [];
+        // Its own it leaves out later.
+        assert_eq!(said("node-2", VrrpState::Master, &view), ["10.87.2.50", "10.88.2.50"]);
+        assert_eq!(said("node-1", VrrpState::Master, &view), none);
+        // Nobody is master: the first node speaks.
+        view.nodes[1] = from(node("node-2", "Backup"));
+        assert_eq!(said("node-1", VrrpState::Backup, &view), ["10.87.2.50", "10.88.2.50"]);
+        assert_eq!(said("node-2", VrrpState::Backup, &view), none);
+    }
 }

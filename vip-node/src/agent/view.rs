@@ -1,6 +1,7 @@
 //! What is known of the cluster at one moment: from the watches, or from the node's memory while the API server is away.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -9,8 +10,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 use vip_core::api::{ServiceRef, VIPNode, VirtualIP};
-use vip_core::desired::Objects;
-use vip_core::vrrp::Peer;
+use vip_core::desired::{Carrier, Objects};
+use vip_core::vrrp::{Peer, Peers};
+
+use crate::link::Interface;
 
 /// The label by which an EndpointSlice names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -22,7 +25,9 @@ pub struct View {
     /// What this node's duties follow from; of the Services only those that virtual IPs name.
     pub objects: Objects,
     /// The other agents.
-    pub peers: Vec<Peer>,
+    pub peers: Peers,
+    /// Addresses that their nodes have by other means than our elections.
+    pub carried: Arc<BTreeMap<IpAddr, Carrier>>,
     /// The labels of this node.
     pub labels: BTreeMap<String, String>,
     /// Whether this node was told to give its addresses away.
@@ -59,6 +64,60 @@ pub fn peer(node: &VIPNode) -> Peer {
         addresses: addresses.filter_map(|a| a.parse::<IpNet>().ok()).map(|net| net.addr()).collect(),
         macs: interfaces().filter_map(|interface| parse_mac(&interface.mac)).collect(),
     }
+}
+
+/// The addresses that a node says it has.
+pub fn carried(node: &VIPNode) -> impl Iterator<Item = (IpAddr, Carrier)> {
+    let interfaces = node.status.iter().flat_map(|status| &status.interfaces);
+    interfaces.flat_map(move |interface| {
+        let carrier = Carrier {
+            node: node.name_any(),
+            interface: interface.name.clone(),
+            mac: parse_mac(&interface.mac).unwrap_or_default(),
+        };
+        let addresses = interface.addresses.iter().filter_map(|address| address.parse::<IpNet>().ok());
+        let addresses = addresses.map(|net| net.addr()).filter(|address| !is_link_local(*address));
+        addresses.map(move |address| (address, carrier.clone()))
+    })
+}
+
+/// The interfaces on which a virtual IP can be, with their addresses. The ends of the pods' links have no subnet, or a link-local
+/// one: they come and go by the hundred, and nobody needs to hear of them.
+pub fn places(interfaces: &[Interface]) -> Vec<(String, Vec<IpNet>)> {
+    let on_a_lan = interfaces.iter().filter(|interface| is_on_a_lan(interface));
+    on_a_lan.map(|interface| (interface.name.clone(), interface.addresses.clone())).collect()
+}
+
+/// Whether an interface has a subnet with addresses that can be virtual IPs.
+pub fn is_on_a_lan(interface: &Interface) -> bool {
+    interface
+        .addresses
+        .iter()
+        .any(|net| net.prefix_len() < net.max_prefix_len() && !is_link_local(net.addr()))
+}
+
+/// Whether an address means something on its own link only: every node may have the same.
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// Who has which address, of all nodes: this one has these interfaces, the others are known already.
+pub fn carriers(
+    node: &str,
+    interfaces: &[Interface],
+    others: &BTreeMap<IpAddr, Carrier>,
+) -> BTreeMap<IpAddr, Carrier> {
+    let mut carriers = others.clone();
+    for Interface { name, mac, addresses, .. } in interfaces {
+        for net in addresses.iter().filter(|net| !is_link_local(net.addr())) {
+            let carrier = Carrier { node: node.to_owned(), interface: name.clone(), mac: *mac };
+            carriers.insert(net.addr(), carrier);
+        }
+    }
+    carriers
 }
 
 /// A hardware address such as `52:54:00:00:00:01`.

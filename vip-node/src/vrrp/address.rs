@@ -101,16 +101,17 @@ impl Addresses {
         Ok(changes)
     }
 
-    /// All interfaces by index, loopback left out.
+    /// All interfaces by index. Loopback is among them when it has addresses by which the node is known to others, each for itself.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn nics(&mut self) -> io::Result<BTreeMap<u32, Nic>> {
-        let mut nics = BTreeMap::new();
+        let (mut nics, mut loopback) = (BTreeMap::new(), BTreeSet::new());
         for entry in self.conversation.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
-            if let RouteNetlinkMessage::NewLink(link) = entry
-                && !link.header.flags.contains(LinkFlags::Loopback)
-            {
+            if let RouteNetlinkMessage::NewLink(link) = entry {
+                if link.header.flags.contains(LinkFlags::Loopback) {
+                    loopback.insert(link.header.index);
+                }
                 nics.insert(link.header.index, nic(&link));
             }
         }
@@ -122,12 +123,15 @@ impl Addresses {
             };
             if is_ours(&address) {
                 nic.ours.insert(ip);
+            } else if loopback.contains(&nic.index) {
+                nic.addresses.extend((!ip.is_loopback()).then(|| IpNet::from(ip)));
             } else if is_usable(&address)
                 && let Ok(net) = IpNet::new(ip, address.header.prefix_len)
             {
                 nic.addresses.push(net);
             }
         }
+        nics.retain(|index, nic| !loopback.contains(index) || !nic.addresses.is_empty());
         Ok(nics)
     }
 

@@ -57,7 +57,7 @@ pub enum Received {
 
 /// Whether a hardware address is one of this node's or of a peer's: what those say is no conflict.
 pub fn is_friend(mac: [u8; 6], own: &BTreeSet<[u8; 6]>, lan: &Lan) -> bool {
-    own.contains(&mac) || lan.peers.iter().any(|peer| peer.macs.contains(&mac))
+    own.contains(&mac) || lan.peers.have(mac)
 }
 
 /// The neighbours on one interface, in one family. What this node sends itself is not heard.
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn a_nodes_own_cards_and_those_of_peers_are_no_strangers() {
         let peer = Peer { macs: vec![[1; 6], [2; 6]], ..Peer::default() };
-        let lan = Lan { peers: vec![Peer::default(), peer], ..Lan::default() };
+        let lan = Lan { peers: vec![Peer::default(), peer].into(), ..Lan::default() };
         let own = BTreeSet::from([[3; 6], [4; 6]]);
         for (mac, friend) in [([1; 6], true), ([2; 6], true), ([4; 6], true), ([5; 6], false)] {
             assert_eq!(is_friend(mac, &own, &lan), friend, "{mac:?}");

@@ -270,7 +270,7 @@ mod tests {
         let network = nic(|_| {});
         let addresses = ["10.87.0.11", "10.87.0.12", "10.88.0.12", "fe80::1", "fe80::2", "fd87::12"];
         let peer = Peer { addresses: addresses.map(|ip| ip.parse().unwrap()).into(), ..Peer::default() };
-        let lan = Lan { peers: vec![peer], ..Lan::default() };
+        let lan = Lan { peers: vec![peer].into(), ..Lan::default() };
         let near = |family| network.peers(2, family, &lan).collect::<Vec<_>>();
         assert_eq!(near(Family::V4), ["10.87.0.12".parse::<IpAddr>().unwrap()]);
         assert_eq!(near(Family::V6), ["fe80::2".parse::<IpAddr>().unwrap()]);

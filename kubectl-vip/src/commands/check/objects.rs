@@ -8,7 +8,7 @@ use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
 use kube::ResourceExt;
 use vip_core::api::{ServiceRef, VIPNode, VIPPool, VirtualIP};
 use vip_core::pool::used;
-use vip_core::validate::check_pools;
+use vip_core::validate::{CheckedVip, check_pools, pool_of};
 
 use super::facts::Facts;
 use super::{Report, counted};
@@ -42,6 +42,7 @@ pub fn judge(facts: &Facts, report: &mut Report) {
     let judge = Judge::new(facts.reports.as_deref(), facts.now);
     let mut problems: Vec<Problem> = vips.iter().flat_map(|vip| judge.judge(vip).problems).collect();
     problems.extend(judge.split(vips));
+    problems.extend(strays(facts.pools.as_deref().unwrap_or_default(), vips));
     let (on_the_lan, of_objects): (Vec<_>, Vec<_>) =
         problems.into_iter().partition(|problem| problem.code.group == Group::Network);
     let is_quiet = on_the_lan.is_empty();
@@ -78,6 +79,22 @@ fn full(pools: &[VIPPool], vips: &[VirtualIP]) -> Vec<Problem> {
         command: format!("kubectl vip pool set {} --add RANGE", pool.name),
     })
     .collect()
+}
+
+/// Virtual IPs whose virtual router is none of their pool.
+fn strays(pools: &[VIPPool], vips: &[VirtualIP]) -> Vec<Problem> {
+    let (pools, _) = check_pools(pools);
+    let stray = |vip: &VirtualIP| {
+        let checked = CheckedVip::new(vip).ok()?;
+        let fault = checked.stray(pool_of(&pools, checked.address)?, &pools)?;
+        Some(Problem {
+            code: &addresses::STRAY_ROUTER,
+            about: judge::about(vip),
+            message: format!("{}: {}", vip.spec.address, fault.why),
+            command: "kubectl vip pool list -o wide".to_owned(),
+        })
+    };
+    vips.iter().filter_map(stray).collect()
 }
 
 /// Pools with addresses of nodes, pods or Services.
@@ -245,6 +262,10 @@ mod tests {
         let codes = |problems: Vec<Problem>| problems.iter().map(|p| p.code.id).collect::<Vec<_>>();
         assert_eq!(codes(full(&[pool("10.0.0.1")], &vips)), ["VIP210"]);
         assert!(full(&[pool("10.0.0.1-10.0.0.2")], &vips).is_empty());
+        assert!(strays(&[pool("10.0.0.1")], &vips).is_empty());
+        let mut stray = vips[0].clone();
+        stray.spec.virtual_router = 10;
+        assert_eq!(codes(strays(&[pool("10.0.0.1")], &[stray])), ["VIP213"]);
         let node = serde_json::from_value(json!({
             "metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.244.0.0/24"]},
             "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.2"}]},
