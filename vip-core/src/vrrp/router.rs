@@ -181,6 +181,7 @@ impl Router {
             }
             (VrrpState::Master, Some(handover)) if now < handover.ends => self.give_up(now, handover),
             (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(Action::Release),
+            (VrrpState::Master, _) if self.may_be_replaced(now) => self.step_back(now),
             // (section 6.4.3: the Adver_Timer fires) And nobody took what was offered.
             (VrrpState::Master, _) => {
                 self.handover = None;
@@ -383,6 +384,17 @@ impl Router {
         vec![release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
     }
 
+    /// A master that may have been replaced listens before it speaks, for two intervals: what its successor has said so far
+    /// may not have found room in the queue, and one of the next two advertisements may be lost.
+    fn step_back(&mut self, now: Duration) -> Vec<Action> {
+        self.state = VrrpState::Backup;
+        self.handover = None;
+        self.lost = None;
+        self.silence = Silence { since: now, missed: 2, interval: self.config.interval };
+        self.deadline = Some(self.down());
+        vec![Action::Release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
+    }
+
     /// A master is obeyed: its interval is learned, the down timer begins anew.
     fn follow(&mut self, heard: Duration, interval: Duration) {
         self.lower = None;
@@ -449,6 +461,12 @@ impl Router {
     /// going on would move the addresses a second time.
     fn was_silent(&self, now: Duration) -> bool {
         now.saturating_sub(self.spoken) > self.config.interval * 2
+    }
+
+    /// Whether the advertisement that is due now comes so late that the others have missed as many as it takes. Before that
+    /// nobody can have taken over, and to hold back would make them.
+    fn may_be_replaced(&self, now: Duration) -> bool {
+        self.deadline.is_some_and(|due| now.saturating_sub(due) >= self.config.interval * (MISSED - 1))
     }
 }
 
