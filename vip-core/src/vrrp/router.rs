@@ -14,6 +14,9 @@ use crate::api::VrrpState;
 /// How long a master that gives up goes on serving while it waits for its successor's first advertisement; longer where
 /// the interval is, because the last in rank takes over nearly an interval after it has heard priority 0.
 const HANDOVER: Duration = Duration::from_secs(1);
+/// The same where the master stays if nobody wants what it offers. It is shorter, so that the reserve can tell an offer from a
+/// goodbye and still take over before who leaves lets go.
+const OFFER: Duration = Duration::from_millis(500);
 /// Advertisements that may be missed before a master is taken for dead (RFC 9568 section 6.1: Active_Down_Interval).
 const MISSED: u32 = 3;
 /// How long a takeover counts as fresh: until then the endpoints on the lost node are suspected where nothing else tells.
@@ -53,6 +56,8 @@ pub struct Router {
     /// Who spoke as master last.
     master: Option<IpAddr>,
     silence: Silence,
+    /// What others offer is taken only once they are gone.
+    reserve: bool,
     lower: Option<Lower>,
     handover: Option<Handover>,
     /// The master whose silence made this one master, and when.
@@ -72,6 +77,15 @@ struct Silence {
     missed: u32,
     /// Active_Adver_Interval: our own until one was heard.
     interval: Duration,
+    /// When the master said first that it gives up; it says so again each interval for as long as it still serves.
+    given: Option<Duration>,
+}
+
+impl Silence {
+    /// Nothing has been heard since a moment.
+    fn since(since: Duration, missed: u32, interval: Duration) -> Self {
+        Self { since, missed, interval, given: None }
+    }
 }
 
 /// A living master of lower priority, which a preempting backup does not obey.
@@ -94,7 +108,7 @@ struct Handover {
 impl Router {
     /// A router in state Init. `source` is its primary address on the interface.
     pub fn new(config: RouterConfig, source: IpAddr) -> Self {
-        let silence = Silence { since: Duration::ZERO, missed: MISSED, interval: config.interval };
+        let silence = Silence::since(Duration::ZERO, MISSED, config.interval);
         Self {
             config,
             source,
@@ -102,6 +116,7 @@ impl Router {
             deadline: None,
             master: None,
             silence,
+            reserve: false,
             lower: None,
             handover: None,
             lost: None,
@@ -152,7 +167,7 @@ impl Router {
         if self.config.priority == 255 {
             return self.become_master(now, Cause::Alone);
         }
-        self.silence = Silence { since: now, missed: MISSED, interval: self.config.interval };
+        self.silence = Silence::since(now, MISSED, self.config.interval);
         self.state = VrrpState::Backup;
         self.deadline = Some(self.down());
         vec![Action::Enter(VrrpState::Backup)]
@@ -201,8 +216,8 @@ impl Router {
             }
             (VrrpState::Master, Some(_)) if advert.priority == 0 => Vec::new(),
             // Whoever sends a priority takes over; make before break ends with its announcements.
-            (VrrpState::Master, Some(Handover { ends, leaving })) => {
-                let until = ends.min(now + HANDOVER);
+            (VrrpState::Master, Some(Handover { leaving, .. })) => {
+                let until = now + HANDOVER;
                 let release = |addresses| Action::Yield(addresses, until);
                 match leaving {
                     true => self.let_go(release),
@@ -220,9 +235,11 @@ impl Router {
             if self.master.is_none_or(|master| master == from) {
                 self.master = None;
                 self.lower = None;
-                self.silence = Silence { since: now, missed: 0, ..self.silence };
+                let given = self.silence.given.or(Some(now));
+                self.silence = Silence { given, ..Silence::since(now, 0, self.silence.interval) };
                 // Said twice, it must not take longer.
-                self.deadline = self.deadline.map(|deadline| deadline.min(self.down()));
+                let down = self.down();
+                self.deadline = self.deadline.map(|at| if self.reserve { down } else { at.min(down) });
             }
             return;
         }
@@ -290,6 +307,12 @@ impl Router {
         actions
     }
 
+    /// Whether this one takes what others offer only once they are gone: nothing is gained when it does so before, for it has as
+    /// much reason to offer.
+    pub fn hold_back(&mut self, reserve: bool) {
+        self.reserve = reserve;
+    }
+
     /// Leaves by plan. A master gives up by priority 0 (section 6.4.3: Shutdown) but serves until its successor does.
     pub fn leave(&mut self, now: Duration) -> Vec<Action> {
         match (self.state, &mut self.handover) {
@@ -323,7 +346,7 @@ impl Router {
     }
 
     fn begin_handover(&mut self, now: Duration, leaving: bool) -> Vec<Action> {
-        let ends = now + HANDOVER.max(self.config.interval * 5 / 4);
+        let ends = now + lasting(if leaving { HANDOVER } else { OFFER }, self.config.interval);
         let handover = Handover { ends, leaving };
         self.handover = Some(handover);
         self.give_up(now, handover)
@@ -390,7 +413,7 @@ impl Router {
         self.state = VrrpState::Backup;
         self.handover = None;
         self.lost = None;
-        self.silence = Silence { since: now, missed: 2, interval: self.config.interval };
+        self.silence = Silence::since(now, 2, self.config.interval);
         self.deadline = Some(self.down());
         vec![Action::Release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
     }
@@ -398,14 +421,19 @@ impl Router {
     /// A master is obeyed: its interval is learned, the down timer begins anew.
     fn follow(&mut self, heard: Duration, interval: Duration) {
         self.lower = None;
-        self.silence = Silence { since: heard, missed: MISSED, interval };
+        self.silence = Silence::since(heard, MISSED, interval);
     }
 
     /// When a backup takes over. One that preempts waits for the delay too while a lower master is heard, and until that
     /// one is dead at most.
     fn down(&self) -> Duration {
-        let Silence { since, missed, interval } = self.silence;
-        let down = since + interval * missed + timers::skew(self.config.priority, interval);
+        let Silence { since, missed, interval, given } = self.silence;
+        let skew = timers::skew(self.config.priority, interval);
+        if let Some(given) = given.filter(|_| self.reserve) {
+            // It was no offer when it lasts for longer than one, nor when it is not repeated.
+            return (given + lasting(OFFER, interval)).min(since + interval * MISSED) + skew;
+        }
+        let down = since + interval * missed + skew;
         match (self.config.preempt, self.lower) {
             (Some(delay), Some(lower)) => self.dead(lower).clamp(down, down + delay),
             _ => down,
@@ -468,6 +496,11 @@ impl Router {
     fn may_be_replaced(&self, now: Duration) -> bool {
         self.deadline.is_some_and(|due| now.saturating_sub(due) >= self.config.interval * (MISSED - 1))
     }
+}
+
+/// How long a master waits for its successor, which may be the last in rank.
+fn lasting(least: Duration, interval: Duration) -> Duration {
+    least.max(interval * 5 / 4)
 }
 
 #[cfg(test)]
