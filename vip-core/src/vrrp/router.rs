@@ -17,6 +17,9 @@ const HANDOVER: Duration = Duration::from_secs(1);
 /// The same where the master stays if nobody wants what it offers. It is shorter, so that the reserve can tell an offer from a
 /// goodbye and still take over before who leaves lets go.
 const OFFER: Duration = Duration::from_millis(500);
+/// How long one that is displaced serves at least until its successor has announced the addresses: to bind hundreds takes longer
+/// than the shortest intervals.
+const DISPLACED: Duration = Duration::from_millis(100);
 /// Advertisements that may be missed before a master is taken for dead (RFC 9568 section 6.1: Active_Down_Interval).
 const MISSED: u32 = 3;
 /// How long a takeover counts as fresh: until then the endpoints on the lost node are suspected where nothing else tells.
@@ -263,7 +266,7 @@ impl Router {
             // It may not have heard us so far, nor know that hosts believe us: a last word to nobody but it makes it announce
             // the addresses. Others would obey it.
             let last = Action::Tell(from, self.own_advert());
-            let until = now + HANDOVER.min(self.config.interval);
+            let until = now + self.config.interval.clamp(DISPLACED, HANDOVER);
             let rest = self.become_backup(now, from, advert, |addresses| Action::Yield(addresses, until));
             [last].into_iter().chain(rest).collect()
         } else {
