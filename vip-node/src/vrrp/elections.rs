@@ -123,6 +123,8 @@ pub struct Elections {
     worked: Duration,
     /// How long the agent may be silent.
     grace: Duration,
+    /// Why the agent's last order could not be taken.
+    untaken: Option<String>,
     /// When the agent said something last; `None`: never.
     agent: Option<Duration>,
     /// The agent has been silent for too long; when the addresses are offered next.
@@ -172,6 +174,7 @@ impl Elections {
             look: LOOK,
             worked: Duration::ZERO,
             grace,
+            untaken: None,
             agent: None,
             orphaned: None,
             stopping: false,
@@ -207,7 +210,7 @@ impl Elections {
     /// Does what is due, and one batch of what can be done in parts. Everything that was received, said or changed is
     /// looked at before any timer is: a process that was paused learns first what happened meanwhile. `stop`: leaves every
     /// election by plan, and nothing is entered any more.
-    pub fn work(&mut self, orders: Vec<Order>, stop: bool) {
+    pub fn work(&mut self, orders: Vec<Result<Order, String>>, stop: bool) {
         self.receive();
         self.hear_claims();
         self.follow_changes();
@@ -249,12 +252,21 @@ impl Elections {
         }
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: Result<Order, String>) {
         let returned = self.orphaned.take().is_some();
         self.agent = Some(self.now());
         match order {
-            Order::Elect(_) if self.stopping => {}
-            Order::Elect(elect) => {
+            Err(why) => {
+                warn!("an order of the agent could not be taken, the one before it stands: {why}");
+                self.untaken = Some(why);
+                self.news.now();
+                if returned {
+                    self.settle();
+                }
+            }
+            Ok(Order::Elect(_)) if self.stopping => {}
+            Ok(Order::Elect(elect)) => {
+                self.untaken = None;
                 self.lan = elect.lan;
                 let ordered = elect.routers.into_iter().map(|config| (config.id.clone(), config)).collect();
                 let before = std::mem::replace(&mut self.ordered, ordered);
@@ -265,8 +277,8 @@ impl Elections {
                 self.heard.acquit(|address| self.lan.peer(address).is_some());
                 self.settle();
             }
-            Order::Alive if returned => self.settle(),
-            Order::Alive => {}
+            Ok(Order::Alive) if returned => self.settle(),
+            Ok(Order::Alive) => {}
         }
         if returned {
             info!("the agent is back, the node competes as before");
