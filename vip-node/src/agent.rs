@@ -102,6 +102,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         bound: BTreeSet::new(),
         found: None,
         serving: BTreeSet::new(),
+        stopping: false,
         generation: 0,
         lan: Lan { peers: Vec::new(), unicast: args.unicast, checksum: args.checksum },
         node: Node { name: args.node.clone(), ..Node::default() },
@@ -144,6 +145,8 @@ struct Agent {
     found: Option<Tables>,
     /// The virtual IPs that the kernel serves, by their names.
     serving: BTreeSet<String>,
+    /// vrrp was asked to end too when it was heard last.
+    stopping: bool,
     /// Counts the tables given to the programmer; 0: none yet.
     generation: u64,
     /// The other agents, and how to speak with them.
@@ -179,6 +182,7 @@ impl Agent {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
         };
         if let Some(report) = report {
+            self.stopping = report.stopping;
             self.node.interfaces =
                 report.interfaces.iter().map(|i| (i.name.clone(), i.addresses.clone())).collect();
             let bound = report.bound();
@@ -285,14 +289,7 @@ impl Agent {
     /// The end: vrrp hands its addresses over first, then the kernel is cleaned. When vrrp does not end too, only this
     /// process is being restarted: traffic goes on, and the successor finds everything as it is.
     async fn leave(self, client: &Client) {
-        let mut reports = self.partner.reports.clone();
-        let left = timeout(
-            HANDOVER,
-            reports.wait_for(|report| {
-                report.as_ref().is_none_or(|r| r.stopping && r.routers.iter().all(|r| r.bound.is_empty()))
-            }),
-        );
-        if !matches!(left.await, Ok(Ok(_))) {
+        if !has_left(self.partner.reports.clone(), self.stopping, HANDOVER).await {
             info!("vrrp goes on: the dataplane is left as it is for the next agent");
             return;
         }
@@ -315,8 +312,50 @@ impl Agent {
     }
 }
 
+/// Waits until vrrp has left its elections, where it was asked to; `stopping`: it was when it was heard last. One that is not heard
+/// may be about to say that it serves: it is there within milliseconds, or it is not there at all.
+async fn has_left(
+    mut reports: watch::Receiver<Option<Report>>,
+    mut stopping: bool,
+    limit: Duration,
+) -> bool {
+    let left = reports.wait_for(|report| {
+        stopping = report.as_ref().map_or(stopping, |report| report.stopping);
+        stopping && report.as_ref().is_none_or(|report| report.bound().is_empty())
+    });
+    let left = matches!(timeout(limit, left).await, Ok(Ok(_)));
+    left || reports.borrow().is_none()
+}
+
 /// The wall clock in whole seconds, as Kubernetes writes times.
 fn now() -> Time {
     let now = Timestamp::now();
     Time(now.round(Unit::Second).unwrap_or(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_kernel_is_cleaned_only_after_a_vrrp_that_has_left_or_is_not_there() {
+        let limit = Duration::from_millis(50);
+        let (publish, reports) = watch::channel(None);
+        assert!(has_left(reports.clone(), true, limit).await, "it said that it stops, and went");
+        assert!(has_left(reports.clone(), false, limit).await, "nobody was there for the whole time");
+        let said = |stopping| Some(Report { stopping, ..Report::default() });
+        let hearing = async {
+            tokio::task::yield_now().await;
+            publish.send_replace(said(false));
+        };
+        let (left, ()) = tokio::join!(has_left(reports.clone(), false, limit), hearing);
+        assert!(!left, "it was about to say that it serves");
+        let hearing = async {
+            publish.send_replace(said(true));
+            tokio::task::yield_now().await;
+            publish.send_replace(None);
+        };
+        let (left, ()) = tokio::join!(has_left(reports.clone(), false, limit), hearing);
+        assert!(left);
+    }
 }

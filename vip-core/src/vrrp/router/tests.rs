@@ -159,7 +159,9 @@ fn an_offer_that_nobody_takes_is_over() {
 #[test]
 fn who_is_displaced_serves_until_hundreds_of_addresses_can_be_bound() {
     let ms = Duration::from_millis;
-    for (interval, serves) in [(ms(10), ms(100)), (ms(100), ms(100)), (ms(300), ms(300)), (SECOND * 5, SECOND)] {
+    for (interval, serves) in
+        [(ms(10), ms(100)), (ms(100), ms(100)), (ms(300), ms(300)), (SECOND * 5, SECOND)]
+    {
         let mut router = Router::new(RouterConfig { interval, ..config(255, None) }, ip(11));
         router.start(SECOND);
         let actions = router.receive(SECOND, ip(12), &heard(255, 1));
