@@ -17,6 +17,8 @@ const HANDOVER: Duration = Duration::from_secs(1);
 /// The same where the master stays if nobody wants what it offers. It is shorter, so that the reserve can tell an offer from a
 /// goodbye and still take over before who leaves lets go.
 const OFFER: Duration = Duration::from_millis(500);
+/// How long one that leaves waits at most: its pod is given 15 s to end. At intervals over 8 s the last in rank come too late.
+const LEAVING: Duration = Duration::from_secs(10);
 /// How long one that is displaced serves at least until its successor has announced the addresses: to bind hundreds takes longer
 /// than the shortest intervals.
 const DISPLACED: Duration = Duration::from_millis(100);
@@ -349,7 +351,8 @@ impl Router {
     }
 
     fn begin_handover(&mut self, now: Duration, leaving: bool) -> Vec<Action> {
-        let ends = now + lasting(if leaving { HANDOVER } else { OFFER }, self.config.interval);
+        let interval = self.config.interval;
+        let ends = now + if leaving { self::leaving(interval) } else { lasting(OFFER, interval) };
         let handover = Handover { ends, leaving };
         self.handover = Some(handover);
         self.give_up(now, handover)
@@ -499,6 +502,11 @@ impl Router {
     fn may_be_replaced(&self, now: Duration) -> bool {
         self.deadline.is_some_and(|due| now.saturating_sub(due) >= self.config.interval * (MISSED - 1))
     }
+}
+
+/// How long a master that leaves serves at most while it waits for its successor.
+pub fn leaving(interval: Duration) -> Duration {
+    lasting(HANDOVER, interval).min(LEAVING)
 }
 
 /// How long a master waits for its successor, which may be the last in rank.

@@ -130,6 +130,15 @@ fn a_short_interval_waits_a_second_for_the_successor() {
 }
 
 #[test]
+fn a_long_interval_waits_no_longer_than_a_pod_may_take_to_end() {
+    let mut router = Router::new(RouterConfig { interval: SECOND * 40, ..config(255, None) }, ip(11));
+    router.start(Duration::ZERO);
+    router.leave(SECOND);
+    assert_eq!(router.next_deadline(), Some(SECOND * 11));
+    assert_eq!(kinds(&router.timeout(SECOND * 11)), ["release", "Init", "left"]);
+}
+
+#[test]
 fn an_offer_is_taken_by_a_successor() {
     let mut router = master(100);
     assert_eq!(kinds(&router.offer(SECOND * 4)), ["send 0"]);
