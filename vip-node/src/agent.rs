@@ -43,7 +43,7 @@ use tracing::{info, warn};
 use vip_core::api::{DataplaneStatus, Reason, VIPNodeStatus};
 use vip_core::desired::{Carrier, Desired, Node, Planner, VipPlan};
 use vip_core::plan::Tables;
-use vip_core::vrrp::{Lan, Peers};
+use vip_core::vrrp::{Lan, Peers, router};
 
 use self::checks::Checker;
 use self::cluster::Cluster;
@@ -68,8 +68,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A change is on its way to the disk after this, together with those that came meanwhile: to write thousands of Services takes
 /// long, and keeps a processor from what is to follow the change at once.
 const REMEMBER: Duration = Duration::from_secs(2);
-/// How long vrrp may take to leave its elections when both processes are asked to end.
+/// How long vrrp may take to leave its elections when both processes are asked to end, at least; ...
 const HANDOVER: Duration = Duration::from_secs(5);
+/// ... and what releasing takes after its successors had their time.
+const RELEASE: Duration = Duration::from_secs(2);
+/// How long after this node was written into the cluster the others know it, for sure.
+const SPREAD: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -120,6 +124,10 @@ struct Agent {
     found: Option<Tables>,
     /// The virtual IPs that the kernel serves, by their names.
     serving: BTreeSet<String>,
+    /// vrrp was asked to end too when it was heard last.
+    stopping: bool,
+    /// Whether the others know this node.
+    debut: Debut,
     /// Counts the tables given to the programmer; 0: none yet.
     generation: u64,
     /// The other agents, and how to speak with them.
@@ -161,6 +169,8 @@ impl Agent {
             bound: BTreeSet::new(),
             found: None,
             serving: BTreeSet::new(),
+            stopping: false,
+            debut: Debut::default(),
             generation: 0,
             lan: Lan { peers: Peers::default(), unicast: args.unicast, checksum: args.checksum },
             node: Node { name: args.node.clone(), ..Node::default() },
@@ -196,6 +206,7 @@ impl Agent {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
         };
         if let Some(report) = report {
+            self.stopping = report.stopping;
             let bound = report.bound();
             if bound != self.bound {
                 self.programmer.own(bound.clone());
@@ -249,7 +260,11 @@ impl Agent {
             self.unremembered = None;
             self.remember.send_replace(view.clone());
         }
-        if programmed.generation.is_some() {
+        // By unicast nobody is heard who does not know this node yet: it would take over from an owner that lives.
+        let heard = !self.args.unicast
+            || !self.synced
+            || self.debut.is_over(view.knows(&self.node.name), Instant::now());
+        if programmed.generation.is_some() && heard {
             self.serving = programmed.serving(&self.desired.vips, &self.serving);
             let can_serve = |vip: &VipPlan| self.serving.contains(&vip.name);
             let (peers, interval) = (&self.lan.peers, self.args.advert_interval);
@@ -313,14 +328,8 @@ impl Agent {
     /// The end: vrrp hands its addresses over first, then the kernel is cleaned. When vrrp does not end too, only this
     /// process is being restarted: traffic goes on, and the successor finds everything as it is.
     async fn leave(self, client: &Client) {
-        let mut reports = self.partner.reports.clone();
-        let left = timeout(
-            HANDOVER,
-            reports.wait_for(|report| {
-                report.as_ref().is_none_or(|r| r.stopping && r.routers.iter().all(|r| r.bound.is_empty()))
-            }),
-        );
-        if !matches!(left.await, Ok(Ok(_))) {
+        let limit = HANDOVER.max(router::leaving(self.args.advert_interval) + RELEASE);
+        if !has_left(self.partner.reports.clone(), self.stopping, limit).await {
             info!("vrrp goes on: the dataplane is left as it is for the next agent");
             return;
         }
@@ -341,6 +350,34 @@ impl Agent {
         }
         info!("agent stopped, nothing of ours is left in the kernel");
     }
+}
+
+/// The time until the others know this node.
+#[derive(Default)]
+struct Debut {
+    /// When the node was not in the cluster last.
+    unknown: Option<Instant>,
+}
+
+impl Debut {
+    /// Whether everybody knows it. `known`: it is written in the cluster.
+    fn is_over(&mut self, known: bool, now: Instant) -> bool {
+        if !known {
+            self.unknown = Some(now);
+        }
+        self.unknown.is_none_or(|last| now >= last + SPREAD)
+    }
+}
+
+/// Waits until vrrp has left its elections, where it was asked to; `stopping`: it was when it was heard last. One that is not heard
+/// may be about to say that it serves: it is there within milliseconds, or it is not there at all.
+async fn has_left(mut reports: watch::Receiver<Option<Report>>, mut stopping: bool, limit: Duration) -> bool {
+    let left = reports.wait_for(|report| {
+        stopping = report.as_ref().map_or(stopping, |report| report.stopping);
+        stopping && report.as_ref().is_none_or(|report| report.bound().is_empty())
+    });
+    let left = matches!(timeout(limit, left).await, Ok(Ok(_)));
+    left || reports.borrow().is_none()
 }
 
 /// The wall clock in whole seconds, as Kubernetes writes times.

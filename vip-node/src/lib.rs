@@ -4,4 +4,5 @@ pub mod agent;
 pub mod args;
 pub mod dataplane;
 pub mod link;
+pub mod log;
 pub mod vrrp;

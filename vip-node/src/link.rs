@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::warn;
 use vip_core::api::{Reason, VrrpState};
@@ -62,6 +63,8 @@ pub struct Report {
     pub claims: Vec<Claim>,
     /// Refused advertisements by kind since the start.
     pub refused: BTreeMap<String, u64>,
+    /// Why the agent's last order could not be taken: the one before it stands.
+    pub untaken: Option<String>,
     /// Set once the process was asked to end: the elections are being left.
     pub stopping: bool,
 }
@@ -140,7 +143,9 @@ pub struct Heard {
 }
 
 /// Longest line that is read, in bytes: some hundred virtual routers with some hundred addresses fit.
-const LONGEST: u64 = 4 << 20;
+const LONGEST: usize = 4 << 20;
+/// Longer lines are taken apart on a thread of their own, for signs of life pass through the same runtime.
+const LONG: usize = 16 << 10;
 /// How long an order may take to be taken before vrrp counts as hung.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -150,7 +155,7 @@ pub struct OrderSender(OwnedWriteHalf);
 
 /// The agent's end for reports.
 #[derive(Debug)]
-pub struct ReportReceiver(Lines);
+pub struct ReportReceiver(Lines<Word>);
 
 /// Connects the agent to vrrp.
 ///
@@ -175,9 +180,14 @@ impl OrderSender {
 }
 
 impl ReportReceiver {
-    /// The next word; `None` when vrrp is gone or what it says cannot be understood. A call may be dropped and made anew.
+    /// The next word; `None` when vrrp is gone. What cannot be taken is left out. A call may be dropped and made anew.
     pub async fn recv(&mut self) -> Option<Word> {
-        self.0.next().await
+        loop {
+            match self.0.next().await? {
+                Ok(word) => return Some(word),
+                Err(why) => warn!("a report of vrrp could not be taken, the one before it stands: {why}"),
+            }
+        }
     }
 }
 
@@ -191,7 +201,7 @@ pub struct ReportSender(OwnedWriteHalf);
 
 /// vrrp's end for orders.
 #[derive(Debug)]
-pub struct OrderReceiver(Lines);
+pub struct OrderReceiver(Lines<Order>);
 
 impl Listener {
     /// Listens at a path, where the socket of an earlier run may be left.
@@ -229,9 +239,8 @@ impl ReportSender {
 }
 
 impl OrderReceiver {
-    /// The next order; `None` when the agent is gone or what it says cannot be understood. A call may be dropped and
-    /// made anew.
-    pub async fn recv(&mut self) -> Option<Order> {
+    /// The next order, or why it cannot be taken; `None` when the agent is gone. A call may be dropped and made anew.
+    pub async fn recv(&mut self) -> Option<Result<Order, String>> {
         self.0.next().await
     }
 }
@@ -244,38 +253,87 @@ fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
 
 /// Messages by the line. What was read of a line stays here when a call is dropped.
 #[derive(Debug)]
-struct Lines {
+struct Lines<T> {
     stream: BufReader<OwnedReadHalf>,
     line: Vec<u8>,
+    /// The line has no room, its rest is skipped.
+    skipping: bool,
+    /// A long line that is being taken apart.
+    parsing: Option<JoinHandle<Result<T, String>>>,
 }
 
-impl Lines {
+impl<T: DeserializeOwned + Send + 'static> Lines<T> {
     fn new(stream: OwnedReadHalf) -> Self {
-        Self { stream: BufReader::new(stream), line: Vec::new() }
+        Self { stream: BufReader::new(stream), line: Vec::new(), skipping: false, parsing: None }
     }
 
-    async fn next<T: DeserializeOwned>(&mut self) -> Option<T> {
-        let room = LONGEST.saturating_sub(self.line.len() as u64);
-        (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await.ok()?;
-        let line = std::mem::take(&mut self.line);
-        match serde_json::from_slice(&line) {
-            Ok(message) => Some(message),
-            Err(error) => {
-                if !line.is_empty() {
-                    warn!(%error, "the other process says what cannot be understood: is it of another version?");
-                }
-                None
+    /// The next message, or why it cannot be taken; `None` at the end.
+    async fn next(&mut self) -> Option<Result<T, String>> {
+        if self.parsing.is_none() {
+            match self.line().await? {
+                Ok(line) if line.len() < LONG => return Some(parse(&line)),
+                Ok(line) => self.parsing = Some(spawn_blocking(move || parse(&line))),
+                Err(why) => return Some(Err(why)),
+            }
+        }
+        let parsed = self.parsing.as_mut()?.await;
+        self.parsing = None;
+        Some(parsed.unwrap_or_else(|error| Err(error.to_string())))
+    }
+
+    async fn line(&mut self) -> Option<Result<Vec<u8>, String>> {
+        loop {
+            let room = (LONGEST - self.line.len()) as u64;
+            (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await.ok()?;
+            let whole = self.line.ends_with(b"\n");
+            if !whole && self.line.len() < LONGEST {
+                return None;
+            }
+            let line = std::mem::take(&mut self.line);
+            match (whole, std::mem::replace(&mut self.skipping, !whole)) {
+                (false, _) => {}
+                (true, true) => return Some(Err(format!("it has more than {} MiB", LONGEST >> 20))),
+                (true, false) => return Some(Ok(line)),
             }
         }
     }
 }
 
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(line).map_err(|error| format!("it is of another form than is known here: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use vip_core::vrrp::Peer;
+
     use super::*;
 
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_order_and_a_word_or_a_reason(bytes in prop::collection::vec(any::<u8>(), 0..64), at: prop::sample::Index) {
+            let report = Report { untaken: Some("why".to_owned()), ..Report::default() };
+            let said = [line(&Order::Elect(Elect::default())), line(&Word::Report(Box::new(report)))];
+            for mut line in said.map(Result::unwrap) {
+                let at = at.index(line.len());
+                let end = line.len().min(at + bytes.len());
+                line.splice(at..end, bytes.iter().copied());
+                for bytes in [&line, &bytes] {
+                    // What is taken is what was said: said again, it is the same.
+                    if let Ok(order) = parse::<Order>(bytes) {
+                        prop_assert_eq!(parse(&super::line(&order).unwrap()), Ok(order));
+                    }
+                    if let Ok(word) = parse::<Word>(bytes) {
+                        prop_assert_eq!(parse(&super::line(&word).unwrap()), Ok(word));
+                    }
+                }
+            }
+        }
+    }
+
     #[tokio::test(flavor = "current_thread")]
-    async fn orders_and_reports_arrive_and_nonsense_ends_the_talk() {
+    async fn orders_and_reports_arrive_and_what_cannot_be_taken_ends_nothing() {
         let folder = std::env::temp_dir().join(format!("vip-link-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let socket = folder.join("vrrp.sock");
@@ -284,12 +342,35 @@ mod tests {
         let (agent, vrrp) = tokio::join!(connect(&socket), listener.accept());
         let ((mut orders, mut reports), (mut report, mut order)) = (agent.unwrap(), vrrp.unwrap());
         orders.send(&Order::Alive).await.unwrap();
-        assert_eq!(order.recv().await, Some(Order::Alive));
+        assert_eq!(order.recv().await, Some(Ok(Order::Alive)));
         let said = Word::Report(Box::new(Report { stopping: true, ..Report::default() }));
+        report.0.write_all(b"{\"Sing\":1}\n").await.unwrap();
         report.send(&said).await.unwrap();
         assert_eq!(reports.recv().await, Some(said));
-        orders.0.write_all(b"{\"Obey\":1}\n").await.unwrap();
-        assert_eq!(order.recv().await, None);
+
+        let peer = |node: usize| Peer { node: format!("node-{node}"), ..Peer::default() };
+        let elect = |peers: usize| {
+            let lan = Lan { peers: (0..peers).map(peer).collect(), ..Lan::default() };
+            Order::Elect(Elect { lan, routers: Vec::new() })
+        };
+        let (large, too_large) = (elect(10_000), elect(100_000));
+        assert!(line(&too_large).unwrap().len() > LONGEST);
+        let said = async {
+            orders.0.write_all(b"{\"Obey\":1}\n").await.unwrap();
+            for order in [&large, &too_large, &Order::Alive] {
+                orders.send(order).await.unwrap();
+            }
+            drop(orders);
+        };
+        let heard = async {
+            let why = order.recv().await.unwrap().unwrap_err();
+            assert!(why.contains("Obey"), "{why}");
+            assert_eq!(order.recv().await, Some(Ok(large.clone())));
+            assert_eq!(order.recv().await, Some(Err("it has more than 4 MiB".to_owned())));
+            assert_eq!(order.recv().await, Some(Ok(Order::Alive)));
+            assert_eq!(order.recv().await, None);
+        };
+        tokio::join!(said, heard);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -35,6 +35,9 @@ use self::elections::Elections;
 use crate::args::VrrpArgs;
 use crate::link::{Listener, Order, OrderReceiver, Report, ReportSender, Word};
 
+/// What came from the agent: an order, or why it cannot be taken.
+type Said = Result<Order, String>;
+
 /// What the agent is to hear: the last state, and how often the loop has turned. What it has not read meanwhile is
 /// left out.
 #[derive(Clone, Default)]
@@ -93,11 +96,7 @@ pub async fn run(args: VrrpArgs) -> anyhow::Result<()> {
 
 /// Listens for agents, on a thread of its own: an order with thousands of addresses takes longer to read than an
 /// advertisement may be late.
-fn listen(
-    socket: &Path,
-    orders: mpsc::Sender<Order>,
-    sayings: watch::Receiver<Saying>,
-) -> anyhow::Result<()> {
+fn listen(socket: &Path, orders: mpsc::Sender<Said>, sayings: watch::Receiver<Saying>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _entered = runtime.enter();
@@ -110,7 +109,7 @@ fn listen(
 }
 
 /// A new agent replaces the one before; without one, the last order stays in force for a while.
-async fn receive(listener: &Listener, orders: &mpsc::Sender<Order>, sayings: &watch::Receiver<Saying>) {
+async fn receive(listener: &Listener, orders: &mpsc::Sender<Said>, sayings: &watch::Receiver<Saying>) {
     let mut current: Option<JoinHandle<()>> = None;
     loop {
         match listener.accept().await {
@@ -131,7 +130,7 @@ async fn receive(listener: &Listener, orders: &mpsc::Sender<Order>, sayings: &wa
 async fn converse(
     sender: ReportSender,
     mut receiver: OrderReceiver,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Said>,
     sayings: watch::Receiver<Saying>,
 ) {
     info!("the agent is here");
@@ -164,5 +163,61 @@ async fn say(mut sender: ReportSender, mut sayings: watch::Receiver<Saying>) {
         if sayings.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    use vip_core::vrrp::{Lan, Peer};
+
+    use super::*;
+    use crate::link::Elect;
+
+    #[test]
+    fn signs_of_life_pass_while_a_large_order_is_taken_apart() {
+        let folder = std::env::temp_dir().join(format!("vip-beats-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (orders, mut inbox) = mpsc::channel(4);
+        let (publish, sayings) = watch::channel(Saying::default());
+        listen(&folder.join("vrrp.sock"), orders, sayings).unwrap();
+        let addresses = vec![[10, 87, 0, 11].into(); 4];
+        let peer =
+            |number| Peer { node: format!("node-{number}"), addresses: addresses.clone(), macs: Vec::new() };
+        let lan = Lan { peers: (0..30_000).map(peer).collect(), ..Lan::default() };
+        let mut order = serde_json::to_vec(&Order::Elect(Elect { lan, routers: Vec::new() })).unwrap();
+        let begun = Instant::now();
+        serde_json::from_slice::<Order>(&order).unwrap();
+        let work = begun.elapsed();
+        order.push(b'\n');
+
+        let talk = UnixStream::connect(folder.join("vrrp.sock")).unwrap();
+        let over = AtomicBool::new(false);
+        let longest = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    publish.send_modify(|saying| saying.beats += 1);
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+            scope.spawn(|| (&talk).write_all(&order).unwrap());
+            let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+            for word in BufReader::new(&talk).lines() {
+                word.unwrap();
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                if inbox.try_recv().is_ok() {
+                    break;
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+            longest
+        });
+        assert!(longest < work / 2, "{longest:?} of silence, and the order takes {work:?}");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 }

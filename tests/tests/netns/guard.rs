@@ -9,12 +9,12 @@ use anyhow::{Result, ensure};
 use lab::{Segment, command};
 use vip_core::{
     api::VrrpState,
-    vrrp::{Lan, RouterConfig},
+    vrrp::{Lan, Peer, RouterConfig},
 };
 use vip_node::link::{self, Word};
 
-use crate::one_owner;
 use crate::vrrp::{SOON, VIP, Vrrp, config};
+use crate::{one_owner, settled_owner_of};
 
 const GRACE: [&str; 2] = ["--agent-grace", "2s"];
 
@@ -55,6 +55,46 @@ fn without_its_agent_a_node_that_is_alone_keeps_the_address() -> Result<()> {
         ensure!(all[0].is_bound()? && all[0].state() == VrrpState::Master, "the address was let go");
         thread::sleep(Duration::from_millis(200));
     }
+    Ok(())
+}
+
+#[test]
+fn where_no_agent_is_left_the_address_stays() -> Result<()> {
+    let segment = Segment::new(2)?;
+    let all = [1, 2].map(|number| Vrrp::start_with(segment.host(number), number, &GRACE));
+    let [first, second] = all;
+    let all = [first?, second?];
+    all[0].elect_with(254)?;
+    all[1].elect_with(224)?;
+    let owner = settled_owner_of(&all, VIP.into())?;
+    all.iter().for_each(|vrrp| vrrp.mute(true));
+    command::until("the loss to be noticed", SOON, || {
+        Ok(all.iter().all(|vrrp| priority(vrrp) == 1).then_some(()))
+    })?;
+    // It is offered every 2 s.
+    for _ in 0..25 {
+        ensure!(all[owner].state() == VrrpState::Master, "the address moved");
+        thread::sleep(Duration::from_millis(200));
+    }
+    // An agent that is back takes the next offer.
+    all[1 - owner].mute(false);
+    command::until("the other owner", SOON, || Ok((one_owner(&all)? != owner).then_some(())))
+}
+
+#[test]
+fn an_order_that_cannot_be_taken_leaves_the_one_before_in_force() -> Result<()> {
+    let segment = Segment::new(1)?;
+    let all = [Vrrp::start(segment.host(1), 1)?];
+    all[0].elect_with(254)?;
+    one_owner(&all)?;
+    let peers = (0..100_000).map(|n| Peer { node: format!("node-{n}"), ..Peer::default() }).collect();
+    all[0].elect_all(vec![config(254, &[VIP.into()])], Lan { peers, ..Lan::default() })?;
+    let why = command::until("the answer", SOON, || Ok(all[0].report().untaken))?;
+    ensure!(why.contains("more than 4 MiB"), "{why}");
+    ensure!(all[0].is_bound()? && all[0].state() == VrrpState::Master, "the address was let go");
+    all[0].elect_with(253)?;
+    command::until("another order", SOON, || Ok((priority(&all[0]) == 253).then_some(())))?;
+    ensure!(all[0].report().untaken.is_none() && all[0].is_bound()?, "{:?}", all[0].report());
     Ok(())
 }
 

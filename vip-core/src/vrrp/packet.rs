@@ -67,6 +67,9 @@ pub struct Context {
 /// Why a packet is refused. It then changes nothing but a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
+    /// Cut short, or a fragment: nobody can tell what it says.
+    #[error("it is no whole datagram")]
+    Malformed,
     /// It may have been routed (RFC 9568 section 7.1; so in all below).
     #[error("its TTL is {0}, not 255")]
     HopLimit(u8),
@@ -109,6 +112,7 @@ impl Refusal {
     /// The name of the counter.
     pub fn kind(self) -> &'static str {
         match self {
+            Self::Malformed => "malformed",
             Self::HopLimit(_) => "ttl",
             Self::Destination(_) => "destination",
             Self::Version(_) => "version",

@@ -14,6 +14,14 @@ use crate::api::VrrpState;
 /// How long a master that gives up goes on serving while it waits for its successor's first advertisement; longer where
 /// the interval is, because the last in rank takes over nearly an interval after it has heard priority 0.
 const HANDOVER: Duration = Duration::from_secs(1);
+/// The same where the master stays if nobody wants what it offers. It is shorter, so that the reserve can tell an offer from a
+/// goodbye and still take over before who leaves lets go.
+const OFFER: Duration = Duration::from_millis(500);
+/// How long one that leaves waits at most: its pod is given 15 s to end. At intervals over 8 s the last in rank come too late.
+const LEAVING: Duration = Duration::from_secs(10);
+/// How long one that is displaced serves at least until its successor has announced the addresses: to bind hundreds takes longer
+/// than the shortest intervals.
+const DISPLACED: Duration = Duration::from_millis(100);
 /// Advertisements that may be missed before a master is taken for dead (RFC 9568 section 6.1: Active_Down_Interval).
 const MISSED: u32 = 3;
 /// How long a takeover counts as fresh: until then the endpoints on the lost node are suspected where nothing else tells.
@@ -53,6 +61,8 @@ pub struct Router {
     /// Who spoke as master last.
     master: Option<IpAddr>,
     silence: Silence,
+    /// What others offer is taken only once they are gone.
+    reserve: bool,
     lower: Option<Lower>,
     handover: Option<Handover>,
     /// The master whose silence made this one master, and when.
@@ -72,6 +82,15 @@ struct Silence {
     missed: u32,
     /// Active_Adver_Interval: our own until one was heard.
     interval: Duration,
+    /// When the master said first that it gives up; it says so again each interval for as long as it still serves.
+    given: Option<Duration>,
+}
+
+impl Silence {
+    /// Nothing has been heard since a moment.
+    fn since(since: Duration, missed: u32, interval: Duration) -> Self {
+        Self { since, missed, interval, given: None }
+    }
 }
 
 /// A living master of lower priority, which a preempting backup does not obey.
@@ -94,7 +113,7 @@ struct Handover {
 impl Router {
     /// A router in state Init. `source` is its primary address on the interface.
     pub fn new(config: RouterConfig, source: IpAddr) -> Self {
-        let silence = Silence { since: Duration::ZERO, missed: MISSED, interval: config.interval };
+        let silence = Silence::since(Duration::ZERO, MISSED, config.interval);
         Self {
             config,
             source,
@@ -102,6 +121,7 @@ impl Router {
             deadline: None,
             master: None,
             silence,
+            reserve: false,
             lower: None,
             handover: None,
             lost: None,
@@ -152,7 +172,7 @@ impl Router {
         if self.config.priority == 255 {
             return self.become_master(now, Cause::Alone);
         }
-        self.silence = Silence { since: now, missed: MISSED, interval: self.config.interval };
+        self.silence = Silence::since(now, MISSED, self.config.interval);
         self.state = VrrpState::Backup;
         self.deadline = Some(self.down());
         vec![Action::Enter(VrrpState::Backup)]
@@ -181,6 +201,7 @@ impl Router {
             }
             (VrrpState::Master, Some(handover)) if now < handover.ends => self.give_up(now, handover),
             (VrrpState::Master, Some(Handover { leaving: true, .. })) => self.let_go(Action::Release),
+            (VrrpState::Master, _) if self.may_be_replaced(now) => self.step_back(now),
             // (section 6.4.3: the Adver_Timer fires) And nobody took what was offered.
             (VrrpState::Master, _) => {
                 self.handover = None;
@@ -200,8 +221,8 @@ impl Router {
             }
             (VrrpState::Master, Some(_)) if advert.priority == 0 => Vec::new(),
             // Whoever sends a priority takes over; make before break ends with its announcements.
-            (VrrpState::Master, Some(Handover { ends, leaving })) => {
-                let until = ends.min(now + HANDOVER);
+            (VrrpState::Master, Some(Handover { leaving, .. })) => {
+                let until = now + HANDOVER;
                 let release = |addresses| Action::Yield(addresses, until);
                 match leaving {
                     true => self.let_go(release),
@@ -219,9 +240,11 @@ impl Router {
             if self.master.is_none_or(|master| master == from) {
                 self.master = None;
                 self.lower = None;
-                self.silence = Silence { since: now, missed: 0, ..self.silence };
+                let given = self.silence.given.or(Some(now));
+                self.silence = Silence { given, ..Silence::since(now, 0, self.silence.interval) };
                 // Said twice, it must not take longer.
-                self.deadline = self.deadline.map(|deadline| deadline.min(self.down()));
+                let down = self.down();
+                self.deadline = self.deadline.map(|at| if self.reserve { down } else { at.min(down) });
             }
             return;
         }
@@ -245,7 +268,7 @@ impl Router {
             // It may not have heard us so far, nor know that hosts believe us: a last word to nobody but it makes it announce
             // the addresses. Others would obey it.
             let last = Action::Tell(from, self.own_advert());
-            let until = now + HANDOVER.min(self.config.interval);
+            let until = now + self.config.interval.clamp(DISPLACED, HANDOVER);
             let rest = self.become_backup(now, from, advert, |addresses| Action::Yield(addresses, until));
             [last].into_iter().chain(rest).collect()
         } else {
@@ -289,6 +312,12 @@ impl Router {
         actions
     }
 
+    /// Whether this one takes what others offer only once they are gone: nothing is gained when it does so before, for it has as
+    /// much reason to offer.
+    pub fn hold_back(&mut self, reserve: bool) {
+        self.reserve = reserve;
+    }
+
     /// Leaves by plan. A master gives up by priority 0 (section 6.4.3: Shutdown) but serves until its successor does.
     pub fn leave(&mut self, now: Duration) -> Vec<Action> {
         match (self.state, &mut self.handover) {
@@ -322,7 +351,8 @@ impl Router {
     }
 
     fn begin_handover(&mut self, now: Duration, leaving: bool) -> Vec<Action> {
-        let ends = now + HANDOVER.max(self.config.interval * 5 / 4);
+        let interval = self.config.interval;
+        let ends = now + if leaving { self::leaving(interval) } else { lasting(OFFER, interval) };
         let handover = Handover { ends, leaving };
         self.handover = Some(handover);
         self.give_up(now, handover)
@@ -383,17 +413,33 @@ impl Router {
         vec![release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
     }
 
+    /// A master that may have been replaced listens before it speaks, for two intervals: what its successor has said so far
+    /// may not have found room in the queue, and one of the next two advertisements may be lost.
+    fn step_back(&mut self, now: Duration) -> Vec<Action> {
+        self.state = VrrpState::Backup;
+        self.handover = None;
+        self.lost = None;
+        self.silence = Silence::since(now, 2, self.config.interval);
+        self.deadline = Some(self.down());
+        vec![Action::Release(self.config.addresses.clone()), Action::Enter(VrrpState::Backup)]
+    }
+
     /// A master is obeyed: its interval is learned, the down timer begins anew.
     fn follow(&mut self, heard: Duration, interval: Duration) {
         self.lower = None;
-        self.silence = Silence { since: heard, missed: MISSED, interval };
+        self.silence = Silence::since(heard, MISSED, interval);
     }
 
     /// When a backup takes over. One that preempts waits for the delay too while a lower master is heard, and until that
     /// one is dead at most.
     fn down(&self) -> Duration {
-        let Silence { since, missed, interval } = self.silence;
-        let down = since + interval * missed + timers::skew(self.config.priority, interval);
+        let Silence { since, missed, interval, given } = self.silence;
+        let skew = timers::skew(self.config.priority, interval);
+        if let Some(given) = given.filter(|_| self.reserve) {
+            // It was no offer when it lasts for longer than one, nor when it is not repeated.
+            return (given + lasting(OFFER, interval)).min(since + interval * MISSED) + skew;
+        }
+        let down = since + interval * missed + skew;
         match (self.config.preempt, self.lower) {
             (Some(delay), Some(lower)) => self.dead(lower).clamp(down, down + delay),
             _ => down,
@@ -450,6 +496,22 @@ impl Router {
     fn was_silent(&self, now: Duration) -> bool {
         now.saturating_sub(self.spoken) > self.config.interval * 2
     }
+
+    /// Whether the advertisement that is due now comes so late that the others have missed as many as it takes. Before that
+    /// nobody can have taken over, and to hold back would make them.
+    fn may_be_replaced(&self, now: Duration) -> bool {
+        self.deadline.is_some_and(|due| now.saturating_sub(due) >= self.config.interval * (MISSED - 1))
+    }
+}
+
+/// How long a master that leaves serves at most while it waits for its successor.
+pub fn leaving(interval: Duration) -> Duration {
+    lasting(HANDOVER, interval).min(LEAVING)
+}
+
+/// How long a master waits for its successor, which may be the last in rank.
+fn lasting(least: Duration, interval: Duration) -> Duration {
+    least.max(interval * 5 / 4)
 }
 
 #[cfg(test)]

@@ -331,6 +331,11 @@ pub fn dataplane(report: Option<&Report>, programmed: &Programmed) -> DataplaneS
     let Some(report) = report else {
         return not(Reason::VrrpUnavailable, "the process that elects and binds does not answer".to_owned());
     };
+    if let Some(why) = &report.untaken {
+        let message =
+            format!("vrrp could not take the agent's last order, so the one before it stands: {why}");
+        return not(Reason::VrrpUnavailable, message);
+    }
     if let Some((reason, message)) = report.routers.iter().find_map(|router| router.trouble.clone()) {
         return not(reason, message);
     }

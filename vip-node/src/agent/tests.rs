@@ -104,3 +104,35 @@ fn the_ends_of_the_pods_links_are_nobodys_news() {
     assert_eq!((few.2.len(), few.2[0].addresses.len()), (2, 2));
     assert_eq!(few.2[1].addresses, ["10.87.2.50/32"]);
 }
+
+#[test]
+fn a_node_that_is_new_to_the_others_waits_until_they_know_it() {
+    let start = Instant::now();
+    let mut debut = Debut::default();
+    assert!(debut.is_over(true, start), "it was there before");
+    assert!(!debut.is_over(false, start));
+    assert!(!debut.is_over(true, start + SPREAD / 2));
+    assert!(debut.is_over(true, start + SPREAD));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_kernel_is_cleaned_only_after_a_vrrp_that_has_left_or_is_not_there() {
+    let limit = Duration::from_millis(50);
+    let (publish, reports) = watch::channel(None);
+    assert!(has_left(reports.clone(), true, limit).await, "it said that it stops, and went");
+    assert!(has_left(reports.clone(), false, limit).await, "nobody was there for the whole time");
+    let said = |stopping| Some(Report { stopping, ..Report::default() });
+    let hearing = async {
+        tokio::task::yield_now().await;
+        publish.send_replace(said(false));
+    };
+    let (left, ()) = tokio::join!(has_left(reports.clone(), false, limit), hearing);
+    assert!(!left, "it was about to say that it serves");
+    let hearing = async {
+        publish.send_replace(said(true));
+        tokio::task::yield_now().await;
+        publish.send_replace(None);
+    };
+    let (left, ()) = tokio::join!(has_left(reports.clone(), false, limit), hearing);
+    assert!(left);
+}

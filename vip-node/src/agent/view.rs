@@ -41,6 +41,12 @@ pub struct View {
 }
 
 impl View {
+    /// Whether a node's agent has told the others how to reach it.
+    pub fn knows(&self, node: &str) -> bool {
+        let told = |said: &VIPNode| said.status.as_ref().is_some_and(|status| !status.interfaces.is_empty());
+        self.nodes.iter().any(|said| said.name_any() == node && told(said))
+    }
+
     /// A virtual IP by name.
     pub fn vip(&self, name: &str) -> Option<&Arc<VirtualIP>> {
         let vips = &self.objects.vips;

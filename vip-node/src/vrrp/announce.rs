@@ -50,15 +50,21 @@ impl Announcer {
     /// Starts a burst for addresses that are bound now.
     pub fn announce(&mut self, now: Duration, router: &RouterId, addresses: &[IpAddr]) {
         for address in addresses {
-            if self.plan.get(address).is_none_or(|plan| plan.begun + PATIENCE <= now) {
-                self.plan.insert(*address, Plan { router: router.clone(), begun: now, made: 0, due: now });
+            match self.plan.get_mut(address) {
+                Some(plan) if plan.begun + PATIENCE > now => plan.router.clone_from(router),
+                _ => {
+                    let plan = Plan { router: router.clone(), begun: now, made: 0, due: now };
+                    self.plan.insert(*address, plan);
+                }
             }
         }
     }
 
-    /// Forgets an address that is released.
-    pub fn forget(&mut self, address: IpAddr) {
-        self.plan.remove(&address);
+    /// Forgets an address that an election releases, unless another one has it by now.
+    pub fn forget(&mut self, router: &RouterId, address: IpAddr) {
+        if self.plan.get(&address).is_some_and(|plan| plan.router == *router) {
+            self.plan.remove(&address);
+        }
     }
 
     /// When [`Announcer::due`] has something to say.
@@ -120,7 +126,15 @@ mod tests {
         }
         assert_eq!(times[..18], BURST.map(u128::from));
         assert_eq!(times[18..], [65_000, 125_000]);
-        announcer.forget(ip(50));
+        // It has moved to another election, which had it before this one let go.
+        let other = RouterId { vrid: 5, ..router() };
+        announcer.announce(Duration::from_secs(200), &other, &[ip(50)]);
+        announcer.forget(&router(), ip(50));
+        assert_eq!(announcer.due(Duration::from_secs(200)), [(other.clone(), ip(50))]);
+        announcer.announce(Duration::from_millis(200_100), &router(), &[ip(50)]);
+        announcer.forget(&other, ip(50));
+        assert_eq!(announcer.due(Duration::from_millis(200_100)), [(router(), ip(50))], "during a burst too");
+        announcer.forget(&router(), ip(50));
         assert_eq!(announcer.next_deadline(), None);
     }
 
@@ -134,7 +148,7 @@ mod tests {
             made += announcer.due(now).len();
         }
         assert_eq!(made, 60, "six in each second");
-        announcer.forget(ip(50));
+        announcer.forget(&router(), ip(50));
         let now = Duration::from_millis(10_000);
         announcer.announce(now, &router(), &[ip(50)]);
         assert_eq!(announcer.due(now).len(), 1, "a new takeover is announced at once");

@@ -123,10 +123,12 @@ pub struct Elections {
     worked: Duration,
     /// How long the agent may be silent.
     grace: Duration,
+    /// Why the agent's last order could not be taken.
+    untaken: Option<String>,
     /// When the agent said something last; `None`: never.
     agent: Option<Duration>,
-    /// The agent has been silent for too long.
-    orphaned: bool,
+    /// The agent has been silent for too long; when the addresses are offered next.
+    orphaned: Option<Duration>,
     stopping: bool,
 }
 
@@ -172,8 +174,9 @@ impl Elections {
             look: LOOK,
             worked: Duration::ZERO,
             grace,
+            untaken: None,
             agent: None,
-            orphaned: false,
+            orphaned: None,
             stopping: false,
         };
         this.sockets.listen(&this.network, &BTreeSet::new());
@@ -207,7 +210,7 @@ impl Elections {
     /// Does what is due, and one batch of what can be done in parts. Everything that was received, said or changed is
     /// looked at before any timer is: a process that was paused learns first what happened meanwhile. `stop`: leaves every
     /// election by plan, and nothing is entered any more.
-    pub fn work(&mut self, orders: Vec<Order>, stop: bool) {
+    pub fn work(&mut self, orders: Vec<Result<Order, String>>, stop: bool) {
         self.receive();
         self.hear_claims();
         self.follow_changes();
@@ -249,12 +252,21 @@ impl Elections {
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        let returned = std::mem::take(&mut self.orphaned);
+    fn obey(&mut self, order: Result<Order, String>) {
+        let returned = self.orphaned.take().is_some();
         self.agent = Some(self.now());
         match order {
-            Order::Elect(_) if self.stopping => {}
-            Order::Elect(elect) => {
+            Err(why) => {
+                warn!("an order of the agent could not be taken, the one before it stands: {why}");
+                self.untaken = Some(why);
+                self.news.now();
+                if returned {
+                    self.settle();
+                }
+            }
+            Ok(Order::Elect(_)) if self.stopping => {}
+            Ok(Order::Elect(elect)) => {
+                self.untaken = None;
                 self.lan = elect.lan;
                 let ordered = elect.routers.into_iter().map(|config| (config.id.clone(), config)).collect();
                 let before = std::mem::replace(&mut self.ordered, ordered);
@@ -265,8 +277,8 @@ impl Elections {
                 self.heard.acquit(|address| self.lan.peer(address).is_some());
                 self.settle();
             }
-            Order::Alive if returned => self.settle(),
-            Order::Alive => {}
+            Ok(Order::Alive) if returned => self.settle(),
+            Ok(Order::Alive) => {}
         }
         if returned {
             info!("the agent is back, the node competes as before");
@@ -282,18 +294,20 @@ impl Elections {
             // We were paused, and have not listened.
             *agent += gap;
         }
-        if self.orphaned || now < *agent + self.grace {
+        if now < self.orphaned.unwrap_or(*agent + self.grace) {
             return;
         }
-        self.orphaned = true;
+        let before = self.orphaned.replace(now + self.grace);
         if self.ordered.is_empty() {
             return;
         }
-        warn!(
-            "nothing was heard of the agent for {:?}: the addresses are offered to other nodes",
-            self.grace
-        );
-        self.settle();
+        if before.is_none() {
+            warn!(
+                "nothing was heard of the agent for {:?}: the addresses are offered to other nodes, again and again",
+                self.grace
+            );
+            self.settle();
+        }
         let offers: Vec<(RouterId, Vec<Action>)> =
             self.running.iter_mut().map(|(id, running)| (id.clone(), running.router.offer(now))).collect();
         for (id, actions) in offers {
@@ -315,7 +329,7 @@ impl Elections {
             self.announcer.next_deadline(),
             self.prober.next_deadline(),
             self.bindings.next_deadline(),
-            self.agent.filter(|_| !self.orphaned).map(|at| at + self.grace),
+            self.orphaned.or(self.agent.map(|at| at + self.grace)),
         ];
         routers
             .chain(others.into_iter().flatten())
@@ -358,14 +372,19 @@ impl Elections {
 
     /// An order as it is followed: last of all without an agent.
     fn effective(&self, config: RouterConfig) -> RouterConfig {
-        if self.orphaned { RouterConfig { priority: 1, preempt: None, ..config } } else { config }
+        if self.is_orphaned() { RouterConfig { priority: 1, preempt: None, ..config } } else { config }
+    }
+
+    fn is_orphaned(&self) -> bool {
+        self.orphaned.is_some()
     }
 
     fn enter(&mut self, config: RouterConfig, place: Place) {
         let id = config.id.clone();
-        let now = self.now();
+        let (now, orphaned) = (self.now(), self.is_orphaned());
         if let Some(running) = self.running.get_mut(&id) {
             if running.index == place.index && running.router.source() == place.source {
+                running.router.hold_back(orphaned);
                 let actions = running.router.configure(now, config);
                 return self.act(&id, actions);
             }
@@ -382,6 +401,7 @@ impl Elections {
             self.recover(&id);
         }
         let mut router = Router::new(config, place.source);
+        router.hold_back(orphaned);
         let actions = router.start(now);
         let running =
             Running { router, index: place.index, inherits: Vec::new(), rivalled: false, rival: None };

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use vip_core::vrrp::RouterId;
-use vip_core::vrrp::packet::Refusal;
+use vip_core::vrrp::packet::{Advert, Refusal};
+use vip_core::vrrp::{RouterId, timers};
 
 use crate::link;
 
-/// A peer that was not heard for this long is forgotten.
+/// A peer that was not heard for this long, or for four of its intervals, is forgotten.
 const LIFETIME: Duration = Duration::from_secs(10);
 /// A router of others is remembered for longer: its identifier is to be avoided, and it may speak seldom.
 const FOREIGN_LIFETIME: Duration = Duration::from_secs(60);
@@ -36,13 +36,18 @@ impl Default for Heard {
 
 impl Heard {
     /// An advertisement was accepted. Whether that is news.
-    pub fn accept(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) -> bool {
-        self.peers.note(now, id, source, priority)
+    pub fn accept(&mut self, now: Duration, id: &RouterId, source: IpAddr, advert: &Advert) -> bool {
+        self.peers.note(now, id, source, advert)
     }
 
     /// A valid advertisement was heard that is none of ours. Whether that is news.
-    pub fn ignore(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) -> bool {
-        self.foreign.note(now, id, source, priority)
+    pub fn ignore(&mut self, now: Duration, id: &RouterId, source: IpAddr, advert: &Advert) -> bool {
+        self.foreign.note(now, id, source, advert)
+    }
+
+    /// Whether a router of others was heard lately.
+    pub fn ignores(&self, now: Duration, id: &RouterId, source: IpAddr) -> bool {
+        self.foreign.heard.get(&(id.clone(), source)).is_some_and(|last| last.until > now)
     }
 
     /// Some of the routers of others turn out to be ours.
@@ -71,11 +76,19 @@ impl Heard {
     }
 }
 
-/// Who spoke in which election: the priority, and when.
+/// Who spoke in which election.
 #[derive(Debug)]
 struct Senders {
     lifetime: Duration,
-    heard: BTreeMap<(RouterId, IpAddr), (u8, Duration)>,
+    heard: BTreeMap<(RouterId, IpAddr), Last>,
+}
+
+/// The last word of a sender.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    priority: u8,
+    /// When it is forgotten.
+    until: Duration,
 }
 
 impl Senders {
@@ -83,29 +96,31 @@ impl Senders {
         Self { lifetime, heard: BTreeMap::new() }
     }
 
-    fn note(&mut self, now: Duration, id: &RouterId, source: IpAddr, priority: u8) -> bool {
+    fn note(&mut self, now: Duration, id: &RouterId, source: IpAddr, advert: &Advert) -> bool {
         let key = (id.clone(), source);
+        let silence = timers::from_centiseconds(advert.interval) * 4;
+        let last = Last { priority: advert.priority, until: now + self.lifetime.max(silence) };
         if let Some(known) = self.heard.get_mut(&key) {
-            let before = std::mem::replace(known, (priority, now));
-            return before.0 != priority || before.1 + self.lifetime <= now;
+            let before = std::mem::replace(known, last);
+            return before.priority != last.priority || before.until <= now;
         }
         if self.heard.len() >= LIMIT {
-            self.heard.retain(|_, (_, heard)| *heard + self.lifetime > now);
+            self.heard.retain(|_, last| last.until > now);
         }
         let room = self.heard.len() < LIMIT;
         if room {
-            self.heard.insert(key, (priority, now));
+            self.heard.insert(key, last);
         }
         room
     }
 
     fn lately(&self, now: Duration) -> Vec<link::Heard> {
-        let lately = self.heard.iter().filter(|(_, (_, heard))| *heard + self.lifetime > now);
+        let lately = self.heard.iter().filter(|(_, last)| last.until > now);
         lately
-            .map(|((id, address), (priority, _))| link::Heard {
+            .map(|((id, address), last)| link::Heard {
                 id: id.clone(),
                 address: *address,
-                priority: *priority,
+                priority: last.priority,
             })
             .collect()
     }
@@ -116,18 +131,32 @@ mod tests {
     use super::*;
     use vip_core::vrrp::Family;
 
+    fn said(priority: u8) -> Advert {
+        Advert { vrid: 7, priority, interval: 10, addresses: Vec::new() }
+    }
+
+    #[test]
+    fn who_speaks_seldom_is_remembered_for_longer() {
+        let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
+        let mut heard = Heard::default();
+        let source = IpAddr::from([10, 87, 0, 12]);
+        heard.accept(Duration::ZERO, &id, source, &Advert { interval: 4000, ..said(100) });
+        assert_eq!(heard.peers(Duration::from_secs(159)).len(), 1);
+        assert_eq!(heard.peers(Duration::from_secs(160)), []);
+    }
+
     #[test]
     fn peers_are_forgotten_and_never_too_many() {
         let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
         let mut heard = Heard::default();
         for number in 0..5000_u32 {
-            heard.accept(Duration::ZERO, &id, IpAddr::V4(number.into()), 100);
+            heard.accept(Duration::ZERO, &id, IpAddr::V4(number.into()), &said(100));
         }
         assert_eq!(heard.peers(Duration::ZERO).len(), LIMIT);
-        heard.accept(Duration::ZERO, &id, IpAddr::V4(0.into()), 50);
+        heard.accept(Duration::ZERO, &id, IpAddr::V4(0.into()), &said(50));
         assert_eq!(heard.peers(Duration::ZERO)[0].priority, 50);
         assert_eq!(heard.peers(LIFETIME), []);
-        heard.accept(LIFETIME, &id, IpAddr::V4(9999.into()), 100);
+        heard.accept(LIFETIME, &id, IpAddr::V4(9999.into()), &said(100));
         assert_eq!(heard.peers(LIFETIME).len(), 1);
     }
 
@@ -135,10 +164,13 @@ mod tests {
     fn news_is_who_was_not_there_or_has_another_priority() {
         let id = RouterId { interface: "eth0".into(), family: Family::V4, vrid: 7 };
         let (mut heard, source) = (Heard::default(), IpAddr::from([10, 87, 0, 12]));
-        let said = [(0, 100), (1, 100), (2, 90), (3, 90), (70, 90)];
-        let news = said.map(|(at, priority)| heard.ignore(Duration::from_secs(at), &id, source, priority));
+        let words = [(0, 100), (1, 100), (2, 90), (3, 90), (70, 90)];
+        let news =
+            words.map(|(at, priority)| heard.ignore(Duration::from_secs(at), &id, source, &said(priority)));
         assert_eq!(news, [true, false, true, false, true]);
         assert_eq!(heard.foreign(Duration::from_secs(129)).len(), 1);
+        let known = [129, 130].map(|at| heard.ignores(Duration::from_secs(at), &id, source));
+        assert_eq!(known, [true, false]);
         assert_eq!(heard.peers(Duration::from_secs(70)), []);
         heard.acquit(|address| address == source);
         assert_eq!(heard.foreign(Duration::from_secs(70)), []);

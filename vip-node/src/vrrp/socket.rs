@@ -6,6 +6,11 @@ use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, SystemTime};
 
+/// What a socket queues, in bytes as the kernel counts them (it doubles the number): several seconds of two hundred virtual
+/// routers, so that a process that was paused hears what happened meanwhile. The default holds a hundred advertisements or
+/// two, and what comes after them is dropped.
+const QUEUE: libc::c_int = 4 << 20;
+
 /// An instruction of a filter in classic BPF.
 pub type Instruction = libc::sock_filter;
 
@@ -53,6 +58,9 @@ impl PacketSocket {
         let on: libc::c_int = 1;
         this.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &on)?;
         this.set(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &on)?;
+        // Without NET_ADMIN the system's limit holds (net.core.rmem_max).
+        this.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &QUEUE)
+            .or_else(|_| this.set(libc::SOL_SOCKET, libc::SO_RCVBUF, &QUEUE))?;
         if !filter.is_empty() {
             let len = libc::c_ushort::try_from(filter.len()).map_err(io::Error::other)?;
             let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };

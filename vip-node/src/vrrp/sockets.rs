@@ -95,11 +95,11 @@ impl Sockets {
         self.neighbours.keys().cloned().collect()
     }
 
-    /// The next packet of VRRP's protocol that is queued, and how long ago it arrived.
+    /// The next packet of VRRP's protocol that is queued, if it is a whole one, and how long ago it arrived.
     ///
     /// # Errors
     /// `NetworkDown` and the like when the interface is going away.
-    pub fn receive(&self, place: &Place) -> io::Result<Option<(Packet, Duration)>> {
+    pub fn receive(&self, place: &Place) -> io::Result<Option<(Option<Packet>, Duration)>> {
         self.wires.get(place).map_or(Ok(None), |wire| wire.get_ref().receive())
     }
 

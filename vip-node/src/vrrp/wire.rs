@@ -51,19 +51,17 @@ impl Wire {
         self.index
     }
 
-    /// The next packet that is queued, and how long ago it arrived; `None` when there is none.
+    /// The next packet that is queued, and how long ago it arrived; `None` when there is none. One that is no whole datagram of
+    /// VRRP's is `None` itself.
     ///
     /// # Errors
     /// `NetworkDown` and the like when the interface is going away.
-    pub fn receive(&self) -> io::Result<Option<(Packet, Duration)>> {
+    pub fn receive(&self) -> io::Result<Option<(Option<Packet>, Duration)>> {
         let mut buffer = [0_u8; 2048];
         while let Some(frame) = self.socket.receive(&mut buffer)? {
             // One of a VLAN on top of this interface is heard by that one's own socket.
-            if frame.own
-                && frame.here
-                && let Some(packet) = datagram::parse(frame.bytes)
-            {
-                return Ok(Some((packet, frame.age)));
+            if frame.own && frame.here {
+                return Ok(Some((datagram::parse(frame.bytes), frame.age)));
             }
         }
         Ok(None)

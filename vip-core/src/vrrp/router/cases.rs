@@ -129,9 +129,21 @@ fn case_24_a_master_that_was_paused_reads_first() {
     let mut router = master(100);
     assert_eq!(kinds(&router.receive(resumed, ip(9), &heard(1, 100))), ["release", "Backup"]);
     assert_eq!(router.timeout(resumed), []);
-    // Not replaced: it goes on.
-    assert_eq!(kinds(&master(100).timeout(resumed)), ["send 100"]);
+    // Nothing was queued, or there was no room for it: it listens before it speaks, and goes on when nobody else does.
+    let mut router = master(100);
+    assert_eq!(kinds(&router.timeout(resumed)), ["release", "Backup"]);
+    takes_over(&mut router, resumed + SECOND * 2 + timers::skew(100, SECOND));
+    let mut router = master(100);
+    router.timeout(resumed);
+    assert_eq!(router.receive(resumed + SECOND, ip(9), &heard(1, 100)), []);
+    assert_eq!(router.next_deadline(), Some(resumed + SECOND + timers::down(100, SECOND)));
     assert_eq!(kinds(&master(100).receive(resumed, ip(9), &heard(0, 100))), ["send 100"]);
+    // Before three advertisements are missed nobody can have taken over.
+    let mut late = master(100);
+    let due = late.next_deadline().unwrap();
+    assert_eq!(kinds(&late.timeout(due + SECOND * 2 - Duration::from_nanos(1))), ["send 100"]);
+    let mut late = master(100);
+    assert_eq!(kinds(&late.timeout(due + SECOND * 2)), ["release", "Backup"]);
     // Two intervals are no pause.
     let mut late = master(100);
     let spoken = late.next_deadline().unwrap() - SECOND;

@@ -130,6 +130,15 @@ fn a_short_interval_waits_a_second_for_the_successor() {
 }
 
 #[test]
+fn a_long_interval_waits_no_longer_than_a_pod_may_take_to_end() {
+    let mut router = Router::new(RouterConfig { interval: SECOND * 40, ..config(255, None) }, ip(11));
+    router.start(Duration::ZERO);
+    router.leave(SECOND);
+    assert_eq!(router.next_deadline(), Some(SECOND * 11));
+    assert_eq!(kinds(&router.timeout(SECOND * 11)), ["release", "Init", "left"]);
+}
+
+#[test]
 fn an_offer_is_taken_by_a_successor() {
     let mut router = master(100);
     assert_eq!(kinds(&router.offer(SECOND * 4)), ["send 0"]);
@@ -154,6 +163,19 @@ fn an_offer_that_nobody_takes_is_over() {
     assert_eq!(kinds(&router.timeout(SECOND * 5 + SECOND / 4)), ["send 100"]);
     assert_eq!(router.next_deadline(), Some(SECOND * 6 + SECOND / 4));
     assert_eq!(kinds(&router.receive(SECOND * 6, ip(9), &heard(99, 100))), ["send 100", "announce"]);
+}
+
+#[test]
+fn who_is_displaced_serves_until_hundreds_of_addresses_can_be_bound() {
+    let ms = Duration::from_millis;
+    for (interval, serves) in
+        [(ms(10), ms(100)), (ms(100), ms(100)), (ms(300), ms(300)), (SECOND * 5, SECOND)]
+    {
+        let mut router = Router::new(RouterConfig { interval, ..config(255, None) }, ip(11));
+        router.start(SECOND);
+        let actions = router.receive(SECOND, ip(12), &heard(255, 1));
+        assert_eq!(actions[1], Action::Yield(vec![ip(50)], SECOND + serves), "{interval:?}");
+    }
 }
 
 #[test]

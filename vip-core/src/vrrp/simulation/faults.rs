@@ -132,7 +132,8 @@ fn heals(seed: u64, traced: bool) -> Result<(), String> {
     holds(lan.owner()? == owner, || format!("{owner} was displaced"))
 }
 
-/// A master that was paused for so long that it was replaced hears so before it speaks: nobody else notices its return.
+/// A master that was paused for so long that it was replaced hears so before it speaks, even when its socket had no room for
+/// anything: nobody else notices its return.
 #[test]
 fn a_paused_master_hears_first_that_it_was_replaced() {
     explore(listens, &[], 500);

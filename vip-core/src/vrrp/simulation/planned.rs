@@ -92,6 +92,47 @@ fn handed_over(seed: u64, traced: bool) -> Result<(), String> {
     holds(record.bare == Duration::ZERO, || format!("{record:?}"))
 }
 
+/// Nodes that lost their agents hold back. An offer that only such hear, made again and again, moves nothing; another one takes
+/// it; and of one that leaves they take over before it lets go. The end of an offer is heard in time where a flight takes less than
+/// an interval.
+#[test]
+fn who_holds_back_takes_nothing_but_from_one_that_goes() {
+    explore(held_back, &[], 1000);
+}
+
+fn held_back(seed: u64, traced: bool) -> Result<(), String> {
+    let mut lan = settled(seed, traced)?;
+    lan.link.flight = lan.link.flight.min(lan.interval() / 2);
+    let owner = lan.owner()?;
+    let fit = Some(lan.random.index(lan.hosts.len())).filter(|host| *host != owner);
+    for host in (0..lan.hosts.len()).filter(|host| Some(*host) != fit) {
+        lan.configure(host, |config| config.priority = 1);
+        lan.hosts[host].router.hold_back(true);
+    }
+    for _ in 0..3 {
+        lan.offer(owner);
+        let time = Duration::from_secs(2) + lan.random.time(lan.down());
+        lan.run(time);
+        let now = lan.owner()?;
+        holds(now == fit.unwrap_or(owner), || format!("{now} has taken it"))?;
+    }
+    let owner = lan.owner()?;
+    // An interval that is longer takes longer than who leaves waits.
+    if lan.interval() <= Duration::from_millis(200) {
+        lan.leave(owner);
+        lan.run(Duration::from_secs(1) + lan.down());
+        let now = lan.owner()?;
+        holds(now != owner, || format!("{now} did not leave"))?;
+    } else {
+        lan.kill(owner);
+        lan.record();
+        lan.run(lan.down() + lan.link.flight);
+        return lan.owner().map(drop);
+    }
+    let record = lan.record();
+    holds(record.bare == Duration::ZERO, || format!("{record:?}"))
+}
+
 /// A virtual IP is moved: each node learns at its own time that another one is preferred now. That one takes over
 /// within its down interval; nobody is without an owner, and two are for as long as two advertisements fly (the old
 /// master may still think that it is the better one, and is answered).

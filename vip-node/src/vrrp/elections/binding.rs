@@ -39,7 +39,7 @@ impl Elections {
                 Some(until) => self.bindings.hand_over(id, (index, *address), until),
                 None => self.bindings.give_up(id, (index, *address)),
             }
-            self.announcer.forget(*address);
+            self.announcer.forget(id, *address);
             self.claims.forget(*address);
             self.yielded.remove(&(id.clone(), *address));
         }

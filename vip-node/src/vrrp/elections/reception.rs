@@ -11,8 +11,9 @@ use vip_core::vrrp::{Family, RouterId, timers};
 use super::Elections;
 use crate::vrrp::wire::Packet;
 
-/// So many packets of one socket are read before the timers are looked at: more than a socket's queue holds.
-const BATCH: usize = 1000;
+/// So many packets of one socket are read before the timers are looked at: more than a socket's queue holds, of which the
+/// smallest takes 768 bytes.
+const BATCH: usize = 12_000;
 
 impl Elections {
     pub(super) fn receive(&mut self) {
@@ -25,7 +26,8 @@ impl Elections {
                 }
                 match self.sockets.receive(&key) {
                     Ok(Some((packet, age))) => {
-                        if let Err(refusal) = self.accept(&key.0, packet, age) {
+                        let packet = packet.ok_or(Refusal::Malformed);
+                        if let Err(refusal) = packet.and_then(|packet| self.accept(&key.0, packet, age)) {
                             self.heard.refuse(refusal);
                             self.news.later(self.now());
                         }
@@ -52,9 +54,11 @@ impl Elections {
             return Err(Refusal::Own);
         }
         let Some(running) = self.running.get_mut(&id) else {
-            if !known {
-                self.ignore(&id, source, &advert);
+            // One of us, in an election that this node has no part in.
+            if known {
+                return Ok(());
             }
+            self.ignore(&id, source, &advert);
             return Err(Refusal::Vrid(advert.vrid));
         };
         if !known && !running.router.config().is_claimed_by(&advert) {
@@ -69,10 +73,7 @@ impl Elections {
             error!(vrid = id.vrid, interface, %source, "two routers have priority 255: one of them is misconfigured");
         }
         let now = self.epoch.elapsed();
-        // Silence begins when the packet arrived, not when this process was woken up for it. Of one that was starved the queue
-        // may have overflown, and its last packet be old.
-        let age = age.min(timers::from_centiseconds(advert.interval) / 10);
-        let arrived = now.saturating_sub(age).max(self.worked);
+        let arrived = arrived(now, age, timers::from_centiseconds(advert.interval), self.worked);
         let master = running.router.master();
         let actions = running.router.receive(arrived, source, &advert);
         let before = running.rival(now);
@@ -81,7 +82,7 @@ impl Elections {
             self.news.now();
         }
         let another = running.router.master() != master;
-        if self.heard.accept(now, &id, source, advert.priority) || another {
+        if self.heard.accept(now, &id, source, &advert) || another {
             self.news.now();
         }
         self.act(&id, actions);
@@ -91,13 +92,39 @@ impl Elections {
     /// A router that speaks for others is remembered, and never obeyed.
     fn ignore(&mut self, id: &RouterId, source: IpAddr, advert: &Advert) {
         let now = self.now();
-        let known = self.heard.foreign(now).iter().any(|heard| heard.id == *id && heard.address == source);
-        if !self.heard.ignore(now, id, source, advert.priority) {
+        let known = self.heard.ignores(now, id, source);
+        if !self.heard.ignore(now, id, source, advert) {
             return;
         }
         self.news.later(now);
         if !known && self.running.contains_key(id) {
             warn!(vrid = id.vrid, interface = id.interface, %source, "a foreign router has the same identifier");
         }
+    }
+}
+
+/// When a packet arrived. Silence begins then, not when this process was woken up for it. But of one that was starved the queue may
+/// have overflown and its last packet be old, and a wall clock that was set makes an age of anything: so it was never long ago, and not
+/// before the turn in which it was not there yet.
+fn arrived(now: Duration, age: Duration, interval: Duration, turn: Duration) -> Duration {
+    now.saturating_sub(age.min(interval / 10)).max(turn)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_the_wall_clock_moves_no_packet_by_more_than_a_tenth_of_an_interval() {
+        let at = Duration::from_millis;
+        let arrived = |age| arrived(at(10_000), age, at(100), at(9_995));
+        assert_eq!(arrived(Duration::from_micros(300)), at(10_000) - Duration::from_micros(300));
+        for age in [at(6), at(200), Duration::from_secs(3600), Duration::MAX] {
+            assert_eq!(arrived(age), at(9_995), "{age:?}: the turn before");
+        }
+        for age in [at(11), Duration::from_secs(1 << 40), Duration::MAX] {
+            assert_eq!(super::arrived(at(10_000), age, at(100), Duration::ZERO), at(9_990), "{age:?}");
+        }
+        assert_eq!(super::arrived(at(1), Duration::MAX, at(100), Duration::ZERO), Duration::ZERO);
     }
 }

@@ -110,6 +110,7 @@ impl Elections {
             foreign: self.heard.foreign(now),
             claims: self.claims.report(now),
             refused: self.heard.refused(),
+            untaken: self.untaken.clone(),
             stopping: self.stopping,
         }
     }
