@@ -9,7 +9,7 @@ pub mod target;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use vip_core::api::Scheduler;
 
 pub use self::answers::{CheckArgs, CheckFormat, ExplainArgs, FailOn};
@@ -18,7 +18,7 @@ pub use self::settings::{
     CompletionArgs, CompletionShell, DiffArgs, ImportArgs, ImportCommand, InstallArgs, Rollout, UpgradeArgs,
     VersionArgs, Wanted,
 };
-use crate::output::Format;
+use crate::output::{Color, Format};
 
 /// Virtual IPs for the Services of a bare-metal cluster.
 ///
@@ -30,9 +30,20 @@ use crate::output::Format;
     bin_name = "kubectl vip",
     version,
     disable_help_subcommand = true,
+    args = ignored(),
     after_help = "All of kubectl's connection flags may stand anywhere after `vip`; --help shows them."
 )]
 pub struct Cli {
+    /// When to use colours
+    #[arg(
+        long,
+        value_enum,
+        global = true,
+        default_value = "auto",
+        value_name = "WHEN",
+        hide_short_help = true
+    )]
+    pub color: Color,
     /// How to reach the cluster, and as whom.
     #[command(flatten)]
     pub connection: Connection,
@@ -81,6 +92,30 @@ pub enum Command {
     Completion(CompletionArgs),
 }
 
+impl Command {
+    /// Whether it changes something, and must not stop half way because nobody reads what it prints.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Install(_)
+            | Self::Upgrade(_)
+            | Self::Uninstall(_)
+            | Self::Expose(_)
+            | Self::Unexpose(_)
+            | Self::Move(_)
+            | Self::Rebalance(_)
+            | Self::Import(_) => true,
+            Self::Pool(command) => !matches!(command, PoolCommand::List(_)),
+            Self::Node(command) => !matches!(command, NodeCommand::List(_)),
+            Self::Diff(_)
+            | Self::Status(_)
+            | Self::Check(_)
+            | Self::Explain(_)
+            | Self::Version(_)
+            | Self::Completion(_) => false,
+        }
+    }
+}
+
 const CONNECTION: &str = "Connection flags (as in kubectl)";
 
 /// kubectl's connection flags.
@@ -99,7 +134,7 @@ pub struct Connection {
     #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
     pub user: Option<String>,
     /// Namespace of the Services (install: of the agents)
-    #[arg(short, long, global = true, value_name = "NS", help_heading = CONNECTION)]
+    #[arg(short, long, global = true, value_name = "NS", value_parser = target::name, help_heading = CONNECTION)]
     pub namespace: Option<String>,
     /// Address and port of the API server
     #[arg(short, long, global = true, value_name = "URL", help_heading = CONNECTION, hide_short_help = true)]
@@ -107,6 +142,12 @@ pub struct Connection {
     /// Bearer token for the API server
     #[arg(long, global = true, value_name = "TOKEN", help_heading = CONNECTION, hide_short_help = true)]
     pub token: Option<String>,
+    /// Name for the API server's basic authentication
+    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
+    pub username: Option<String>,
+    /// Password for the API server's basic authentication
+    #[arg(long, global = true, value_name = "PASSWORD", help_heading = CONNECTION, hide_short_help = true)]
+    pub password: Option<String>,
     /// User to impersonate
     #[arg(long = "as", global = true, value_name = "USER", help_heading = CONNECTION, hide_short_help = true)]
     pub as_user: Option<String>,
@@ -130,7 +171,7 @@ pub struct Connection {
     pub client_key: Option<PathBuf>,
     /// Do not check the certificate of the API server: insecure
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          value_name = "BOOL", help_heading = CONNECTION, hide_short_help = true)]
+          value_parser = switch, value_name = "BOOL", help_heading = CONNECTION, hide_short_help = true)]
     pub insecure_skip_tls_verify: Option<bool>,
     /// Name that the certificate of the API server must have
     #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION, hide_short_help = true)]
@@ -140,9 +181,40 @@ pub struct Connection {
           hide_short_help = true)]
     pub request_timeout: Option<Duration>,
     /// How much to tell on stderr: from 6 on, every request to the API server
-    #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", default_value_t = 0, hide_default_value = true,
+    #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", value_parser = level, default_value_t = 0, hide_default_value = true,
           help_heading = CONNECTION, hide_short_help = true)]
     pub verbosity: u8,
+}
+
+/// Flags of kubectl that have no meaning here: they are accepted, so that its aliases and scripts work.
+fn ignored() -> Vec<Arg> {
+    let flag = |name: &'static str| Arg::new(name).long(name).global(true).hide(true);
+    let valued = ["cache-dir", "kuberc", "vmodule", "log-flush-frequency", "profile", "profile-output"];
+    let switches = ["disable-compression", "match-server-version", "warnings-as-errors"];
+    let valued = valued.map(|name| flag(name).value_name("VALUE"));
+    let switches = switches.map(|name| {
+        flag(name).num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(switch)
+    });
+    valued.into_iter().chain(switches).collect()
+}
+
+/// `-A`, where everything is of the whole cluster anyway.
+fn all_namespaces() -> Arg {
+    Arg::new("all-namespaces").short('A').long("all-namespaces").hide(true).action(clap::ArgAction::SetTrue)
+}
+
+/// Reads a yes or no in the forms that kubectl takes.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("it is true or false".to_owned()),
+    }
+}
+
+/// Reads a verbosity.
+fn level(text: &str) -> Result<u8, String> {
+    text.parse().map_err(|_| "a level is a number, from 6 on it shows requests".to_owned())
 }
 
 /// Reads `KEY=VALUE`.
@@ -207,6 +279,13 @@ pub enum Document {
     Yaml,
 }
 
+/// The output of what deletes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Named {
+    /// One resource/name for each line
+    Name,
+}
+
 /// Arguments of `uninstall`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kubectl vip uninstall\n  kubectl vip uninstall --yes --keep-crds")]
@@ -224,6 +303,9 @@ pub struct UninstallArgs {
     #[arg(long, value_enum, default_value = "none", num_args = 0..=1, require_equals = true,
           default_missing_value = "client", value_name = "HOW")]
     pub dry_run: DryRun,
+    /// Print the names alone
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub output: Option<Named>,
 }
 
 /// Arguments of `expose`.
@@ -255,7 +337,8 @@ pub struct ExposeArgs {
     pub persistence: Option<Duration>,
     /// Wait until a node owns the address: true fails when none does in time, false does not wait at all
     /// [default: look for 10s]
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch,
+          value_name = "BOOL")]
     pub wait: Option<bool>,
     /// How long to wait [default: 10s, with --wait 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -325,7 +408,7 @@ pub struct RebalanceArgs {
 pub struct Wait {
     /// Wait until that has happened
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
-          action = clap::ArgAction::Set, value_name = "BOOL")]
+          value_parser = switch, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub wait: bool,
     /// How long to wait
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
@@ -366,7 +449,8 @@ pub struct List {
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
     /// List the pools
-    #[command(visible_alias = "ls")]
+    #[command(visible_alias = "ls", arg = all_namespaces(),
+              after_help = "Examples:\n  kubectl vip pool list\n  kubectl vip pool list -o wide")]
     List(List),
     /// Create a pool of addresses of the LAN
     Create(PoolCreateArgs),
@@ -403,7 +487,7 @@ pub struct PoolCreateArgs {
     #[arg(long, value_name = "LABEL=VALUE[,...]")]
     pub node_selector: Option<String>,
     /// Whether `expose` may draw from the pool without naming it
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    #[arg(long, default_value_t = true, value_parser = switch, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub auto_assign: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
@@ -435,6 +519,9 @@ pub struct PoolSetArgs {
 
 /// Arguments of `pool delete`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kubectl vip pool delete lab\n  kubectl vip pool delete lab --dry-run=server"
+)]
 pub struct PoolDeleteArgs {
     /// Name of the pool
     #[arg(value_name = "POOL")]
@@ -448,7 +535,8 @@ pub struct PoolDeleteArgs {
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
     /// List the nodes with an agent, and the addresses that each owns
-    #[command(visible_alias = "ls")]
+    #[command(visible_alias = "ls", arg = all_namespaces(),
+              after_help = "Examples:\n  kubectl vip node list\n  kubectl vip node list -o yaml")]
     List(List),
     /// Give the addresses of a node to others, and keep it from taking any
     Drain(DrainArgs),
@@ -479,6 +567,7 @@ pub struct DrainArgs {
 
 /// Arguments of `node undrain`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip node undrain node-2")]
 pub struct UndrainArgs {
     /// Name of the node
     #[arg(value_name = "NODE")]
@@ -577,6 +666,43 @@ mod tests {
         };
         assert_eq!((args.timeout.as_secs(), args.change.dry_run), (5, DryRun::Client));
         assert!(parse("kubectl-vip node drain").is_err());
+    }
+
+    #[test]
+    fn every_command_has_examples_of_itself() {
+        fn leaves(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            if command.has_subcommands() {
+                return command.get_subcommands().for_each(|one| leaves(one, &path));
+            }
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = help.strip_prefix("Examples:\n").unwrap_or_default();
+            let examples: Vec<&str> = examples.lines().take_while(|line| !line.is_empty()).collect();
+            assert!(examples.iter().any(|line| line.contains(&path)), "{path}: {help}");
+        }
+        Cli::command().get_subcommands().for_each(|command| leaves(command, "kubectl vip"));
+    }
+
+    #[test]
+    fn what_kubectl_takes_is_taken() {
+        for line in [
+            "--cache-dir /tmp --vmodule=a=1 status --disable-compression=false",
+            "status -A --warnings-as-errors --kuberc x --profile none --log-flush-frequency 5s",
+            "pool list -A",
+            "node ls --all-namespaces --match-server-version",
+            "--username u --password p pool list --color=never",
+        ] {
+            let words = ["kubectl-vip"].into_iter().chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+        assert!(
+            [("1", true), ("T", true), ("False", false)].iter().all(|(text, is)| switch(text) == Ok(*is))
+        );
+        for bad in ["status -n a_b", "status -v high", "expose svc/web --wait=maybe"] {
+            let words = ["kubectl-vip"].into_iter().chain(bad.split(' '));
+            let said = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(!said.contains("digit found"), "{said}");
+        }
     }
 
     #[test]

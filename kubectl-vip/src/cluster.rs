@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::client::ClientBuilder;
-use kube::core::{ApiResource, DynamicObject};
+use kube::core::{ApiResource, DynamicObject, Status};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tower_layer::layer_fn;
@@ -164,20 +164,31 @@ impl Cluster {
         Failure::new(format!("services {name:?} not found ({place}){known}"))
     }
 
-    /// Server-side apply of one object.
+    /// Server-side apply of one object. With a dry run of the client nothing is sent, and the object comes back as it is.
     pub async fn apply(
         &self,
         object: &DynamicObject,
         dry_run: DryRun,
         force: bool,
     ) -> kube::Result<DynamicObject> {
-        let params = PatchParams {
+        if dry_run == DryRun::Client {
+            return Ok(object.clone());
+        }
+        let mut params = PatchParams {
             dry_run: dry_run == DryRun::Server,
             force,
             field_manager: Some(PLUGIN_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        self.api_of(object).patch(&object.name_any(), &params, &Patch::Apply(object)).await
+        let (api, name) = (self.api_of(object), object.name_any());
+        match api.patch(&name, &params, &Patch::Apply(object)).await {
+            // `pool create` and `pool set` write by other requests, which the API server takes for somebody else.
+            Err(kube::Error::Api(status)) if with_ourselves(&status) => {
+                params.force = true;
+                api.patch(&name, &params, &Patch::Apply(object)).await
+            }
+            answer => answer,
+        }
     }
 
     /// Where the API server keeps an object of our manifests.
@@ -255,6 +266,16 @@ pub fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_conflict())
 }
 
+/// Whether all that an apply conflicts with was written by this plugin.
+fn with_ourselves(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let mut managers = causes.filter(|cause| cause.reason == "FieldManagerConflict").peekable();
+    let ours = format!("conflict with {PLUGIN_MANAGER:?} ");
+    status.is_conflict()
+        && managers.peek().is_some()
+        && managers.all(|cause| cause.message.starts_with(&ours))
+}
+
 /// For how long a node's agent has been silent; `None` while it reports.
 pub fn silence(node: &VIPNode, now: Timestamp) -> Option<i64> {
     let renewed = node.status.as_ref().and_then(|status| status.renew_time.as_ref());
@@ -293,6 +314,27 @@ mod tests {
         let policy = object("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy");
         assert_eq!(resource_of(&policy).plural, "validatingadmissionpolicies");
         assert_eq!(title_of::<VIPPool>("lab"), "vippool.kubectl-vip.io/lab");
+    }
+
+    #[test]
+    fn a_conflict_with_ourselves_is_none() {
+        let conflict = |managers: &[&str]| -> Status {
+            let causes: Vec<_> = managers
+                .iter()
+                .map(|manager| {
+                    serde_json::json!({"reason": "FieldManagerConflict", "field": ".spec.addresses",
+                                       "message": format!("conflict with {manager:?} using kubectl-vip.io/v1alpha1")})
+                })
+                .collect();
+            serde_json::from_value(
+                serde_json::json!({"status": "Failure", "code": 409, "reason": "Conflict", "message": "",
+                                   "details": {"causes": causes}}),
+            )
+            .unwrap()
+        };
+        assert!(with_ourselves(&conflict(&["kubectl-vip", "kubectl-vip"])));
+        assert!(!with_ourselves(&conflict(&["kubectl-vip", "kubectl-edit"])));
+        assert!(!with_ourselves(&conflict(&["kubectl-vip-other"])) && !with_ourselves(&conflict(&[])));
     }
 
     #[test]

@@ -20,12 +20,14 @@ mod version;
 use crate::cli::{Cli, Command, DryRun, ImportCommand, NodeCommand, PoolCommand};
 use crate::cluster::Cluster;
 use crate::exit::{Failure, Result};
+use crate::output;
 
 /// The version of this plugin.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 /// Does what the command line says.
 pub async fn run(cli: Cli) -> Result<()> {
+    output::begin(cli.color, cli.command.changes());
     match &cli.command {
         // Without a cluster: these are also for people who do not have one yet.
         Command::Install(args) if args.rollout.change.dry_run == DryRun::Client => {

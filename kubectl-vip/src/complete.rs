@@ -176,7 +176,10 @@ mod tests {
         assert_eq!(offered("completion z").0, ["zsh"]);
         assert_eq!(offered("status --kubeconfig "), (Vec::new(), Directive::Files));
         assert_eq!(offered("explain VIP40").0.first().map(String::as_str), Some("VIP401"));
-        assert_eq!(offered("install --skip-checks VIP301,VIP302").0, ["VIP301,VIP302"]);
+        assert_eq!(
+            offered("install --skip-checks VIP004,VIP00").0,
+            ["VIP004,VIP001", "VIP004,VIP003", "VIP004,VIP004", "VIP004,VIP005"]
+        );
         assert_eq!(offered("install --wait=").0, ["--wait=true", "--wait=false"]);
     }
 

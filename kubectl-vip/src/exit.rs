@@ -6,7 +6,11 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+use kube::client::AuthError;
 use kube::core::Status;
+
+use crate::output;
 
 /// How sentences about it begin.
 const API_SERVER: &str = "the API server";
@@ -21,6 +25,8 @@ pub struct Failure {
     hints: Vec<String>,
     /// The connection failed, before any answer.
     unreachable: bool,
+    /// The server answered that it cannot just now.
+    busy: bool,
     /// The exit code.
     code: u8,
 }
@@ -28,7 +34,7 @@ pub struct Failure {
 impl Failure {
     /// A failure in one sentence.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hints: Vec::new(), unreachable: false, code: 1 }
+        Self { message: message.into(), hints: Vec::new(), unreachable: false, busy: false, code: 1 }
     }
 
     /// Adds what would help: a command or a flag.
@@ -64,6 +70,16 @@ impl Failure {
         self.unreachable
     }
 
+    /// Nothing was heard of the API server in time.
+    pub fn silence() -> Self {
+        Self { unreachable: true, ..Self::new(format!("{API_SERVER} does not answer: time is up")) }
+    }
+
+    /// Whether the server may be well again in a while: it is restarted, or has too much to do.
+    pub fn may_pass(&self) -> bool {
+        self.unreachable || self.busy
+    }
+
     /// The sentence without its hints, for a line about one of many.
     pub fn sentence(&self) -> &str {
         &self.message
@@ -92,15 +108,30 @@ impl From<kube::Error> for Failure {
             kube::Error::Api(status) => from_status(&status),
             kube::Error::Service(error) => connection(error.as_ref()),
             kube::Error::HyperError(error) => connection(&error),
-            kube::Error::Auth(error) => {
-                Self::new(format!("cannot log in to the cluster: {}", innermost(&error)))
+            kube::Error::Auth(error) => login(&error),
+            // Such as the page of a proxy that wants a login.
+            kube::Error::SerdeError(_) => Self {
+                unreachable: true,
+                ..Self::new(format!(
+                    "{API_SERVER} answers what no API server says: is something else at this address?"
+                ))
+            },
+            kube::Error::BuildRequest(_) | kube::Error::HttpError(_) => {
+                Self::new("a name on the command line has characters that no name has")
             }
-            kube::Error::SerdeError(error) => {
-                Self::new(format!("the API server's answer cannot be read: {error}"))
-            }
-            error => Self::new(error.to_string()),
+            error => Self::new(plain(&error.to_string())),
         }
     }
+}
+
+/// A cause without the number by which programs know it: `No such file or directory (os error 2)`.
+pub fn plain(text: &str) -> String {
+    let mut text = text.to_owned();
+    while let Some((start, rest)) = text.split_once(" (os error ") {
+        let Some((_, end)) = rest.split_once(')') else { break };
+        text = format!("{start}{end}");
+    }
+    text
 }
 
 /// The sentence of the innermost cause: the layers above it only say that something below them failed.
@@ -112,24 +143,85 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
+/// Credentials that could not be had, or not be renewed while the command ran.
+fn login(error: &AuthError) -> Failure {
+    let why = match error {
+        AuthError::AuthExecRun { cmd, out } => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            format!("{cmd:?} of the kubeconfig failed: {}", said.trim())
+        }
+        error => plain(&innermost(error)),
+    };
+    Failure::new(format!("cannot log in to the cluster: {why}"))
+}
+
 fn connection(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<AuthError>() {
+            return login(error);
+        }
+        cause = error.source();
+    }
     let text = innermost(error);
     let failure = match text.strip_prefix("invalid peer certificate: ") {
-        Some("UnknownIssuer") => Failure::new(format!(
-            "{API_SERVER} is not trusted: its certificate is signed by an unknown authority"
-        ))
-        .hint("name the authority's certificate with --certificate-authority"),
-        Some(why) => Failure::new(format!("{API_SERVER} is not trusted: {why}")),
-        None => {
-            let why = match text.as_str() {
-                "deadline has elapsed" => "time is up".to_owned(),
-                // The number is for programs.
-                _ => text.split(" (os error").next().unwrap_or(&text).to_lowercase(),
-            };
-            Failure::new(format!("{API_SERVER} does not answer: {why}"))
-        }
+        Some(why) => distrust(why),
+        None => Failure::new(format!("{API_SERVER} {}", unanswered(&text))),
     };
     Failure { unreachable: true, ..failure }
+}
+
+/// Why the certificate of the API server is not accepted, from the words of the TLS library.
+fn distrust(why: &str) -> Failure {
+    let (said, hint) = if why == "UnknownIssuer" {
+        (
+            "its certificate is signed by an unknown authority",
+            Some("name the authority's certificate with --certificate-authority"),
+        )
+    } else if why.contains("CaUsedAsEndEntity") {
+        ("its certificate is that of an authority (CA:TRUE), not of a server", None)
+    } else if why.starts_with("certificate expired") || why == "Expired" {
+        ("its certificate has expired", None)
+    } else if why.starts_with("certificate not valid yet") || why == "NotValidYet" {
+        ("its certificate is not valid yet", Some("compare the clocks of both machines"))
+    } else if why.starts_with("certificate not valid for name") || why == "NotValidForName" {
+        (why, Some("the name that it has may be given with --tls-server-name"))
+    } else {
+        return Failure::new(format!("{API_SERVER} is not trusted: its certificate: {}", spaced(why)));
+    };
+    let failure = Failure::new(format!("{API_SERVER} is not trusted: {said}"));
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Why there was no answer, from the words of the connection.
+fn unanswered(text: &str) -> String {
+    if text == "deadline has elapsed" {
+        return "does not answer: time is up".to_owned();
+    }
+    // The first bytes of an answer in plain text are no TLS.
+    if text.contains("InvalidContentType") {
+        return "does not speak TLS: is it http:// there?".to_owned();
+    }
+    match text.split_once("received fatal alert: ") {
+        Some((_, alert)) => format!("refuses the TLS connection: {}", spaced(alert)),
+        None => format!("does not answer: {}", plain(text).to_lowercase()),
+    }
+}
+
+/// The words of a name such as `CertificateRequired`, and nothing that was put around it for programs.
+fn spaced(name: &str) -> String {
+    let name = name.rsplit('(').next().unwrap_or(name).trim_end_matches(')');
+    let mut words = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && words.ends_with(char::is_lowercase) {
+            words.push(' ');
+        }
+        words.extend(letter.to_lowercase());
+    }
+    words
 }
 
 fn from_status(status: &Status) -> Failure {
@@ -147,7 +239,13 @@ fn from_status(status: &Status) -> Failure {
         "" | "Failed to parse error data" => format!("HTTP {}", status.code),
         reason => reason.to_owned(),
     };
-    Failure::new(format!("Error from server ({reason}): {}", status.message))
+    // A proxy's page is for a browser.
+    let message = match status.message.trim_start().starts_with('<') {
+        true => "a page in HTML: something else may stand in front of the API server",
+        false => status.message.as_str(),
+    };
+    let failure = Failure::new(format!("Error from server ({reason}): {message}"));
+    Failure { busy: matches!(status.code, 429 | 500 | 503 | 504), ..failure }
 }
 
 /// Whether the API server does not know the resource at all: our definitions are not there.
@@ -222,11 +320,11 @@ impl<'a> Refusal<'a> {
 
 /// Prints what went wrong, once, and gives the exit code.
 pub fn code(result: Result<()>) -> ExitCode {
-    match result {
+    match result.and_then(|()| output::written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("{failure}");
+                output::say(failure.to_string());
             }
             ExitCode::from(failure.code)
         }
@@ -235,9 +333,14 @@ pub fn code(result: Result<()>) -> ExitCode {
 
 /// Prints help, version or a mistake in the arguments of the commands of this path.
 pub fn usage(error: &clap::Error, path: &[String]) -> ExitCode {
+    // Help is what is asked for by a command that only has others below it.
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        output::print(&error.render().to_string());
+        return ExitCode::SUCCESS;
+    }
     if error.use_stderr() {
         let text = error.render().to_string();
-        eprint!("{}", text.strip_prefix("error: ").map_or(text.clone(), |rest| format!("Error: {rest}")));
+        output::mutter(&text.strip_prefix("error: ").map_or(text.clone(), |rest| format!("Error: {rest}")));
         return ExitCode::from(if path.first().is_some_and(|name| name == "diff") { 2 } else { 1 });
     }
     // Nothing can be said when stdout does not take it.
@@ -302,6 +405,55 @@ mod tests {
             shown(502, "Failed to parse error data", "bad gateway"),
             "Error from server (HTTP 502): bad gateway"
         );
+    }
+
+    #[test]
+    fn what_libraries_say_is_put_into_words() {
+        let said = |text: &str| {
+            let cause = std::io::Error::other(text.to_owned());
+            Failure::from(kube::Error::Service(Box::new(cause))).to_string()
+        };
+        for (text, words) in [
+            (
+                "received corrupt message of type InvalidContentType",
+                "does not speak TLS: is it http:// there?",
+            ),
+            ("received fatal alert: CertificateRequired", "refuses the TLS connection: certificate required"),
+            ("Connection reset by peer (os error 104)", "does not answer: connection reset by peer"),
+            (
+                "invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))",
+                "is not trusted: its certificate is that of an authority (CA:TRUE), not of a server",
+            ),
+            (
+                "invalid peer certificate: certificate expired: verification time 7 (UNIX), but it is not",
+                "is not trusted: its certificate has expired",
+            ),
+            ("invalid peer certificate: BadSignature", "is not trusted: its certificate: bad signature"),
+        ] {
+            assert_eq!(said(text), format!("Error: the API server {words}"));
+        }
+        assert_eq!(
+            shown(502, "Failed to parse error data", "<html><body>502</body></html>"),
+            "Error from server (HTTP 502): a page in HTML: something else may stand in front of the API server"
+        );
+        assert_eq!(plain("a: No such file (os error 2): b (os error 3)"), "a: No such file: b");
+    }
+
+    #[test]
+    fn credentials_that_cannot_be_renewed_are_no_silence_of_the_server() {
+        let failure = Failure::from(kube::Error::Service(Box::new(AuthError::UnrefreshableTokenResponse)));
+        let said = failure.to_string();
+        assert!(said.starts_with("Error: cannot log in to the cluster: ") && !failure.may_pass(), "{said}");
+    }
+
+    #[test]
+    fn a_server_that_is_busy_may_be_asked_again() {
+        let failure = |code: u16| {
+            let status = Status::failure("it is late", "Late").with_code(code);
+            Failure::from(kube::Error::Api(status.boxed()))
+        };
+        assert!([429, 500, 503, 504].iter().all(|code| failure(*code).may_pass()));
+        assert!([400, 403, 404, 409, 422].iter().all(|code| !failure(*code).may_pass()));
     }
 
     #[test]

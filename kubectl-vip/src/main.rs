@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     if let Some(words) = complete::asked(&arguments) {
         return exit::code(runtime.block_on(complete::run(&words)));
     }
+    let arguments = cli::help::asked(arguments);
     let mut command = cli::help::command(&cli::help::called(arguments.first().map(OsString::as_os_str)));
     let parsed = command.try_get_matches_from_mut(&arguments);
     match parsed

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 use kube::core::DynamicObject;
 use serde_json::{Value, json};
-use vip_core::api::{DAEMONSET, DEFAULT_NAMESPACE, VIPPool, VirtualRouterRange};
+use vip_core::api::{DAEMONSET, DEFAULT_NAMESPACE, VIPPool};
 
 use crate::exit::{Failure, Result};
 
@@ -31,7 +31,7 @@ pub const LABEL: (&str, &str) = ("app.kubernetes.io/name", "kubectl-vip");
 pub const CRD: &str = "CustomResourceDefinition";
 
 /// The values that flags change.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Namespace of the agents.
     pub namespace: Option<String>,
@@ -114,21 +114,13 @@ pub fn is_kind(object: &DynamicObject, kind: &str) -> bool {
 }
 
 /// A pool for server-side apply: only the fields that `install` decides, so that all others stay as they are.
-pub fn pool(
-    name: &str,
-    addresses: &[String],
-    virtual_routers: VirtualRouterRange,
-    interface: Option<&str>,
-) -> Result<DynamicObject> {
+pub fn pool(pool: &VIPPool) -> DynamicObject {
     let resource = kube::core::ApiResource::erase::<VIPPool>(&());
-    let mut spec = json!({
-        "addresses": addresses,
-        "virtualRouters": {"first": virtual_routers.first, "count": virtual_routers.count},
-    });
-    if let Some(interface) = interface {
+    let mut spec = json!({"addresses": pool.spec.addresses, "virtualRouters": pool.spec.virtual_routers});
+    if let Some(interface) = &pool.spec.interface {
         spec["interface"] = json!(interface);
     }
-    Ok(DynamicObject::new(name, &resource).data(json!({"spec": spec})))
+    DynamicObject::new(&pool.name_any(), &resource).data(json!({"spec": spec}))
 }
 
 /// Labels as they are written after `--node-selector`: `role=edge,zone=a`.

@@ -1,14 +1,15 @@
 //! What is printed: kubectl's tables, ages, and documents in JSON and YAML. stdout is data, stderr is talk.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::cli::{Document, Written};
-use crate::exit::{Failure, Result};
+use crate::exit::{self, Failure, Result};
 
 /// What stands for a value that does not exist.
 pub const NONE: &str = "<none>";
@@ -94,18 +95,80 @@ impl Table {
     }
 }
 
-/// Writes data to stdout. A reader that went away (`| head`) ends the run in silence.
-pub fn print(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {
-        std::process::exit(0);
+/// When colours are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal that shows them, unless `NO_COLOR` is set
+    #[default]
+    Auto,
+    /// Also into files and pipes
+    Always,
+    /// Nowhere
+    Never,
+}
+
+/// What is known of stdout.
+struct Stdout {
+    /// When colours are used.
+    color: Color,
+    /// Whether what is done counts more than who reads of it.
+    goes_on: bool,
+    /// Why nothing more can be written.
+    closed: Option<io::Error>,
+}
+
+static STDOUT: Mutex<Stdout> = Mutex::new(Stdout { color: Color::Auto, goes_on: false, closed: None });
+
+/// How this run writes. What changes something `goes_on` when its reader goes away, and does not stop half way.
+pub fn begin(color: Color, goes_on: bool) {
+    let mut state = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    (state.color, state.goes_on) = (color, goes_on);
+}
+
+/// Whether stdout is to be coloured.
+pub fn is_colourful() -> bool {
+    match STDOUT.lock().unwrap_or_else(PoisonError::into_inner).color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => is_screen() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
     }
+}
+
+/// Writes data to stdout. A command that only reads ends in silence when its reader goes away (`| head`).
+pub fn print(text: &str) {
+    let mut state = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    if state.closed.is_some() {
+        return;
+    }
+    let mut stdout = io::stdout().lock();
+    let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) else { return };
+    if !state.goes_on {
+        std::process::exit(match unwritten(&error) {
+            None => 0,
+            Some(failure) => {
+                say(failure.to_string());
+                1
+            }
+        });
+    }
+    state.closed = Some(error);
+}
+
+/// What a run has to confess at its end: results that were lost, but for those that nobody wanted to read.
+pub fn written() -> Result<()> {
+    let state = STDOUT.lock().unwrap_or_else(PoisonError::into_inner);
+    state.closed.as_ref().and_then(unwritten).map_or(Ok(()), Err)
+}
+
+fn unwritten(error: &io::Error) -> Option<Failure> {
+    let lost = || Failure::new(format!("the output cannot be written: {}", exit::plain(&error.to_string())));
+    (error.kind() != io::ErrorKind::BrokenPipe).then(lost)
 }
 
 /// Whether stdout is a terminal that understands more than plain text.
 pub fn is_screen() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stdout().is_terminal() && !is_dumb
+    io::stdout().is_terminal() && !is_dumb
 }
 
 /// Writes a line of data to stdout.
@@ -113,9 +176,15 @@ pub fn line(text: impl AsRef<str>) {
     print(&format!("{}\n", text.as_ref()));
 }
 
-/// Writes a line of talk to stderr.
+/// Writes a line of talk to stderr, if anybody listens.
 pub fn say(text: impl AsRef<str>) {
-    eprintln!("{}", text.as_ref());
+    mutter(&format!("{}\n", text.as_ref()));
+}
+
+/// Writes talk to stderr without ending the line.
+pub fn mutter(text: &str) {
+    // In one piece, and nothing can be said when stderr does not take it.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// An object without what only the API server reads.

@@ -5,7 +5,7 @@
 use std::io::{self, BufRead, IsTerminal};
 
 use crate::exit::{Failure, Result};
-use crate::output::say;
+use crate::output::{mutter, say};
 
 /// Asks on stderr; `yes` is the flag that answers. Fails when there is nobody to ask, or the answer is no.
 pub fn confirm(question: &str, yes: bool) -> Result<()> {
@@ -28,10 +28,10 @@ pub fn confirm(question: &str, yes: bool) -> Result<()> {
 /// Asks until the answer is one; `None` at the end of the input.
 fn ask(question: &str, input: &mut impl BufRead) -> io::Result<Option<bool>> {
     loop {
-        eprint!("{question} [y/N] ");
+        mutter(&format!("{question} [y/N] "));
         let mut line = String::new();
         if input.read_line(&mut line)? == 0 {
-            eprintln!();
+            say("");
             return Ok(None);
         }
         match line.trim().to_ascii_lowercase().as_str() {

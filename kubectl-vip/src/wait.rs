@@ -22,8 +22,10 @@ pub enum Ended<T> {
     TimedOut(String),
 }
 
-/// For so long the API server may be silent: it may be restarted just now.
+/// For so long the API server may be silent, or too busy: it may be restarted just now.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For so long a look may take, also when the time is over before.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Looks until it is there or the time is over. `what` is what the line on stderr begins with.
 pub async fn until<T>(
@@ -34,14 +36,19 @@ pub async fn until<T>(
     let deadline = Instant::now() + timeout;
     let (mut said, mut heard) = (String::new(), Instant::now());
     loop {
-        let looked = look().await;
-        if !matches!(&looked, Err(failure) if failure.is_unreachable()) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let looked = tokio::time::timeout(left.max(LOOK).min(PATIENCE), look())
+            .await
+            .unwrap_or_else(|_| Err(Failure::silence()));
+        if !matches!(&looked, Err(failure) if failure.may_pass()) {
             heard = Instant::now();
         }
         let reason = match looked {
             Ok(Look::Done(value)) => return Ok(Ended::Done(value)),
             Ok(Look::NotYet(reason)) => reason,
-            Err(failure) if failure.is_unreachable() && heard.elapsed() < PATIENCE => {
+            Err(failure)
+                if failure.may_pass() && (heard.elapsed() < PATIENCE || Instant::now() >= deadline) =>
+            {
                 failure.sentence().to_owned()
             }
             Err(failure) => return Err(failure),
@@ -87,6 +94,18 @@ mod tests {
             timed_out("it", Duration::from_secs(300), &reason).to_string(),
             "Error: timed out after 5m waiting for it: no node"
         );
+    }
+
+    #[tokio::test]
+    async fn a_look_that_hangs_ends_with_the_wait() {
+        let start = Instant::now();
+        let never = until::<()>("it", Duration::from_millis(2100), async || {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            Ok(Look::Done(()))
+        });
+        let Ended::TimedOut(reason) = never.await.unwrap() else { panic!("it never comes") };
+        assert_eq!(reason, "the API server does not answer: time is up");
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     }
 
     #[tokio::test]

@@ -93,7 +93,7 @@ fn exclusive() -> (&'static Lab, Alone) {
 /// Installs the product and waits until the API server knows its resources.
 fn install(lab: &Lab) -> Result<()> {
     // Objects of other tests of this tier were applied by kubectl.
-    vip(lab, "install --wait=false --force-conflicts")?.ok()?;
+    vip(lab, "install --wait=false --force-conflicts --yes")?.ok()?;
     command::until("the resources to be served", Duration::from_secs(30), || {
         let served = lab.kubectl(["get", "virtualips,vippools,vipnodes"])?;
         Ok(served.success().then_some(()))

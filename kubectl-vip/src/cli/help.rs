@@ -1,6 +1,6 @@
 //! Help that looks as kubectl's does: commands in groups, and the name by which the program was called.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -29,6 +29,15 @@ pub fn called(program: Option<&OsStr>) -> String {
         _ if stem.is_empty() => WRITTEN.to_owned(),
         _ => stem.into_owned(),
     }
+}
+
+/// `help COMMAND` is `COMMAND --help`.
+pub fn asked(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    if arguments.get(1).is_some_and(|word| word == "help") {
+        arguments.remove(1);
+        arguments.push("--help".into());
+    }
+    arguments
 }
 
 /// The command line of a program that was called so.

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::answers::code;
 use super::duration::parse as duration;
-use super::{Change, Document};
+use super::{Change, Document, switch};
 use crate::codes::Code;
+use crate::codes::cluster::SKIPPABLE;
 
 /// What the agents and the first pools shall be like.
 #[derive(Clone, Debug, Default, Args)]
@@ -28,8 +29,9 @@ pub struct Wanted {
     #[arg(long, value_name = "DURATION", value_parser = advert_interval)]
     pub advert_interval: Option<String>,
     /// Send advertisements to each node's address instead of the multicast group, for a LAN that drops multicast
-    #[arg(long)]
-    pub unicast: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = switch,
+          value_name = "BOOL")]
+    pub unicast: Option<bool>,
 }
 
 /// How the objects are applied.
@@ -37,7 +39,7 @@ pub struct Wanted {
 pub struct Rollout {
     /// Wait until the agents are ready
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true",
-          action = clap::ArgAction::Set, value_name = "BOOL")]
+          value_parser = switch, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub wait: bool,
     /// How long to wait
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5m")]
@@ -46,7 +48,7 @@ pub struct Rollout {
     #[arg(long)]
     pub force_conflicts: bool,
     /// Leave these checks out, by their codes
-    #[arg(long, value_name = "CODE[,...]", value_delimiter = ',', value_parser = code)]
+    #[arg(long, value_name = "CODE[,...]", value_delimiter = ',', value_parser = check)]
     pub skip_checks: Vec<&'static Code>,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
@@ -57,11 +59,17 @@ pub struct Rollout {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kubectl vip install --pool lab=192.168.10.240/28\n  \
     kubectl vip install --pool lab=10.0.0.10-10.0.0.20 --interface eth1 --node-selector role=edge\n  \
-    kubectl vip install --dry-run=client -o yaml > kubectl-vip.yaml")]
+    kubectl vip install --unicast --advert-interval 200ms\n  \
+    kubectl vip install --dry-run=client -o yaml > kubectl-vip.yaml\n\n\
+    In a cluster that has it, everything that no flag names stays as it was installed: namespace, image, node selector, interval, \
+    unicast and pools. What would change is shown first, and asked. --dry-run=client knows nothing of the cluster.")]
 pub struct InstallArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
     pub wanted: Wanted,
+    /// Do not ask before what is there already is changed
+    #[arg(short, long)]
+    pub yes: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented where it is defined")]
     pub rollout: Rollout,
@@ -71,8 +79,8 @@ pub struct InstallArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  kubectl vip diff\n  kubectl vip diff --node-selector role=edge --unicast\n\n\
-    Give it the flags of the install. The exit code is 0 without a difference, 1 with one, and more than 1 when it \
-    cannot be told."
+    What no flag names is as it was installed. The exit code is 0 without a difference, 1 with one, and more than 1 when \
+    it cannot be told."
 )]
 pub struct DiffArgs {
     #[command(flatten)]
@@ -161,6 +169,7 @@ pub enum CompletionShell {
 
 /// Arguments of `version`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kubectl vip version\n  kubectl vip version --client")]
 pub struct VersionArgs {
     /// Only the version of this plugin; needs no cluster
     #[arg(long)]
@@ -168,6 +177,16 @@ pub struct VersionArgs {
     /// Format of the output
     #[arg(short, long, value_enum, value_name = "FORMAT")]
     pub output: Option<Document>,
+}
+
+/// Reads the code of a check that an install makes.
+fn check(text: &str) -> Result<&'static Code, String> {
+    let code = code(text)?;
+    if SKIPPABLE.contains(&code) {
+        return Ok(code);
+    }
+    let made: Vec<&str> = SKIPPABLE.iter().map(|code| code.id).collect();
+    Err(format!("no installation is refused for {code}, only for {}", made.join(", ")))
 }
 
 /// Checks an advertisement interval and keeps its text: the agents read it as it is written.
@@ -185,6 +204,15 @@ fn advert_interval(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_checks_that_are_made_are_left_out() {
+        assert_eq!(check("vip003").map(|code| code.id), Ok("VIP003"));
+        assert_eq!(
+            check("VIP301").unwrap_err(),
+            "no installation is refused for VIP301, only for VIP001, VIP003, VIP004, VIP005"
+        );
+    }
 
     #[test]
     fn advertisement_intervals() {

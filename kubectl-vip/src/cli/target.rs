@@ -29,7 +29,10 @@ impl Target {
         };
         match kind.to_ascii_lowercase().as_str() {
             _ if name.is_empty() || name.contains('/') => Err(unclear(&words.join(" "))),
-            "svc" | "service" | "services" => Ok(Self::Service(name.to_owned())),
+            _ if kind.contains('/') => Err(Failure::new("name one Service (svc/NAME) or one virtual IP")),
+            "svc" | "service" | "services" => self::name(name)
+                .map(Self::Service)
+                .map_err(|why| Failure::new(format!("{name:?} is not the name of a Service: {why}"))),
             "vip" | "virtualip" | "virtualips" | "virtualip.kubectl-vip.io" | "virtualips.kubectl-vip.io" => {
                 vip(name).ok_or_else(|| Failure::new(format!("{name:?} is not an IP address")))
             }
@@ -64,6 +67,16 @@ impl Target {
                 .hint(format!("kubectl vip expose svc/NAME --ip {address}"))),
         };
         Self::all(words)?.into_iter().map(name).collect()
+    }
+}
+
+/// Reads the name of a Service or a namespace.
+pub fn name(text: &str) -> std::result::Result<String, String> {
+    // Older objects may have names that the rules of today refuse: only what no name ever had is stopped.
+    let fits = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || "-.".contains(letter);
+    match text.chars().find(|letter| !fits(*letter)) {
+        None => Ok(text.to_owned()),
+        Some(letter) => Err(format!("names have lower case letters, digits and `-`, not {letter:?}")),
     }
 }
 
@@ -127,6 +140,14 @@ mod tests {
         );
         assert!(parse(&["svc/"]).is_err());
         assert!(parse(&["svc/a/b"]).is_err());
+        assert_eq!(
+            parse(&["svc/a", "svc/b"]).unwrap_err(),
+            "Error: name one Service (svc/NAME) or one virtual IP"
+        );
+        assert_eq!(
+            parse(&["svc/my web"]).unwrap_err(),
+            "Error: \"my web\" is not the name of a Service: names have lower case letters, digits and `-`, not ' '"
+        );
         assert!(parse(&["vip/web"]).unwrap_err().contains("not an IP address"));
     }
 }

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use kube::Config;
 use kube::config::{
-    AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, NamedAuthInfo, NamedCluster, NamedContext,
+    AuthInfo, Cluster, Context, KubeConfigOptions, Kubeconfig, KubeconfigError, NamedAuthInfo, NamedCluster,
+    NamedContext,
 };
 use secrecy::SecretString;
 
 use super::{login, proxy};
 use crate::cli::Connection;
-use crate::exit::{Failure, Result};
+use crate::exit::{Failure, Result, plain};
 use crate::suggest;
 
 /// A configuration, and the context that it comes from.
@@ -121,7 +122,17 @@ impl Files {
         for path in self.paths.iter().filter(|path| path.exists()) {
             let unreadable =
                 |error| Failure::new(format!("kubeconfig file {} cannot be read: {error}", path.display()));
-            let next = Kubeconfig::read_from(path).map_err(|e| unreadable(chain(&e)))?;
+            let mut next = Kubeconfig::read_from(path).map_err(|error| match error {
+                KubeconfigError::Parse(error) => {
+                    let text = error.to_string();
+                    // What it is instead does not matter.
+                    let is_other = text.contains("expected struct");
+                    unreadable(if is_other { "it is no kubeconfig".to_owned() } else { text })
+                }
+                error => unreadable(chain(&error)),
+            })?;
+            // An empty name chooses nothing, as with kubectl, and leaves the choice to the next file.
+            next.current_context = next.current_context.filter(|name| !name.is_empty());
             merged = Some(match merged {
                 Some(before) => before.merge(next).map_err(|e| unreadable(chain(&e)))?,
                 None => next,
@@ -255,6 +266,18 @@ fn with_user_flags(mut user: AuthInfo, flags: &Connection) -> AuthInfo {
         user.exec = None;
         user.auth_provider = None;
     }
+    if let Some(name) = &flags.username {
+        user.username = Some(name.clone());
+    }
+    if let Some(password) = &flags.password {
+        user.password = Some(SecretString::from(password.clone()));
+    }
+    if flags.username.is_some() || flags.password.is_some() {
+        user.token = None;
+        user.token_file = None;
+        user.exec = None;
+        user.auth_provider = None;
+    }
     if let Some(file) = &flags.client_certificate {
         user.client_certificate = Some(file.display().to_string());
         user.client_certificate_data = None;
@@ -266,7 +289,7 @@ fn with_user_flags(mut user: AuthInfo, flags: &Connection) -> AuthInfo {
     user
 }
 
-/// An error and its causes in one line, without saying the same twice.
+/// An error and its causes in one line, without saying the same twice, in words for people.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -277,7 +300,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    plain(&text)
 }
 
 #[cfg(test)]

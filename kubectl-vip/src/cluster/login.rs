@@ -6,7 +6,7 @@ use kube::client::AuthError;
 use kube::config::{AuthInfo, ExecConfig, ExecInteractiveMode};
 
 use super::config::chain;
-use crate::exit::{Failure, Result};
+use crate::exit::{Failure, Result, plain};
 
 /// Lets an exec plugin ask at the terminal only if there is one, as client-go does.
 ///
@@ -30,7 +30,7 @@ pub fn failure(error: &kube::Error, exec: Option<&ExecConfig>, server: &str) -> 
         (kube::Error::Auth(AuthError::AuthExecStart(error)), Some(exec)) => {
             let why = match error.kind() {
                 io::ErrorKind::NotFound => "executable not found".to_owned(),
-                _ => error.to_string(),
+                _ => plain(&error.to_string()),
             };
             let failure =
                 Failure::new(format!("cannot log in: {:?} of the kubeconfig: {why}", command(exec)));

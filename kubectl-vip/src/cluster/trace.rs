@@ -10,6 +10,8 @@ use http::{Request, Response};
 use kube::client::Body;
 use tower_service::Service;
 
+use crate::output::say;
+
 /// The least verbosity at which requests are shown: kubectl's.
 pub const REQUESTS: u8 = 6;
 
@@ -48,7 +50,7 @@ where
                     Ok(response) => response.status().to_string(),
                     Err(error) => format!("no answer ({error})"),
                 };
-                eprintln!("{line} {said} in {} milliseconds", start.elapsed().as_millis());
+                say(format!("{line} {said} in {} milliseconds", start.elapsed().as_millis()));
             }
             answer
         })

@@ -2,6 +2,9 @@
 
 use super::{Code, Group, Severity, codes};
 
+/// What an installation is refused for, and what may be left out of that.
+pub static SKIPPABLE: [&Code; 4] = [&TOO_OLD, &KUBE_PROXY_IPVS, &POD_SECURITY, &ELSEWHERE];
+
 codes! {
     TOO_OLD = "VIP001" Error Cluster "the API server is too old" {
         cause: "Kubernetes is older than 1.31. The rules that guard pools and virtual IPs are written for the API server itself, \
@@ -48,12 +51,12 @@ codes! {
     AGENT_RIGHTS = "VIP006" Error Cluster "the agents lack a permission" {
         cause: "The ClusterRole kubectl-vip-agent or its binding was changed, or an older version of it is there.",
         consequence: "The agents do not see what they should serve, or cannot report it: status grows old, or Services are not found.",
-        remedies: ["`kubectl vip install` applies the roles again and changes nothing else"],
+        remedies: ["`kubectl vip install` applies the roles again; settings and pools stay as they are"],
     }
     INCOMPLETE = "VIP007" Error Cluster "a part of the installation is missing" {
         cause: "A definition, role, binding or admission policy was deleted, or an install was cut off.",
         consequence: "Without the admission policies the rules of pools and virtual IPs are not enforced; without roles the agents and \
                       users are refused.",
-        remedies: ["`kubectl vip install` finishes what is missing and changes nothing else"],
+        remedies: ["`kubectl vip install` brings back what is missing; settings and pools stay as they are"],
     }
 }

@@ -58,7 +58,7 @@ codes! {
         cause: "NET_ADMIN, NET_RAW or another capability of the DaemonSet was removed, by an edit or by a policy of the cluster.",
         consequence: "The node can bind no address or change no IPVS.",
         remedies: [
-            "`kubectl vip install` applies the DaemonSet again",
+            "`kubectl vip install` applies the DaemonSet again, with its settings",
             "let policy engines pass the namespace of the agents",
         ],
     }
@@ -67,7 +67,7 @@ codes! {
         consequence: "Commands that change something refuse when the two are more than one minor version apart; reading works.",
         remedies: [
             "`kubectl vip version` shows all versions",
-            "`kubectl vip install` brings the agents to the version of the plugin",
+            "`kubectl vip upgrade` brings the agents to the version of the plugin",
         ],
     }
     EXCLUDED = "VIP109" Warning Nodes "a label keeps a node from owning addresses" {

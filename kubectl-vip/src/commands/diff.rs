@@ -11,8 +11,10 @@ use similar::TextDiff;
 use crate::cli::{DiffArgs, Document, DryRun};
 use crate::cluster::{Cluster, is_conflict, present, title};
 use crate::commands::install;
-use crate::exit::{Failure, Result};
+use crate::exit::{Failure, Result, is_missing_resource};
+use crate::manifests::CRD;
 use crate::output::{self, say};
+use crate::prompt;
 
 /// For how long a namespace that is being deleted is waited for.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,11 +26,13 @@ const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
 /// What applying an object would change.
 pub struct Difference {
     /// The object.
-    pub title: String,
+    title: String,
+    /// Its kind.
+    kind: String,
     /// Whether it is not there yet.
-    pub is_new: bool,
+    is_new: bool,
     /// The lines that go and come, as `diff --unified` writes them.
-    pub lines: String,
+    lines: String,
 }
 
 /// Runs the command.
@@ -59,16 +63,58 @@ pub async fn differences(
             Ok(merged) => merged,
             Err(error) if is_conflict(&error) => return Err(install::conflict(object, error)),
             // Its namespace or its definition is to come with it.
-            Err(kube::Error::Api(status)) if live.is_none() && status.is_not_found() => object.clone(),
+            Err(kube::Error::Api(status))
+                if live.is_none() && (status.is_not_found() || is_missing_resource(&status)) =>
+            {
+                object.clone()
+            }
             Err(error) => return Err(error.into()),
         };
-        let title = title(object);
+        let (title, kind) = (title(object), object.types.clone().unwrap_or_default().kind);
         let (before, after) = (live.as_ref().map(text).transpose()?.unwrap_or_default(), text(&merged)?);
         if before != after {
-            found.push(Difference { lines: lines(&title, &before, &after), is_new: live.is_none(), title });
+            found.push(Difference {
+                lines: lines(&title, &before, &after),
+                is_new: live.is_none(),
+                title,
+                kind,
+            });
         }
     }
     Ok(found)
+}
+
+/// Shows, before they are made, changes of what is there already. Resource definitions are long, and only counted.
+pub fn show(changes: &[Difference]) {
+    let changed = || changes.iter().filter(|change| !change.is_new);
+    if changed().next().is_none() {
+        return;
+    }
+    for change in changes.iter().filter(|change| change.is_new) {
+        say(format!("{} is new", change.title));
+    }
+    changed().filter(|change| change.kind != CRD).for_each(|change| say(change.lines.trim_end()));
+    let definitions = changed().filter(|change| change.kind == CRD).count();
+    if definitions > 0 {
+        say(format!("{} changed; kubectl vip diff shows how", counted(definitions, "resource definition")));
+    }
+}
+
+/// Asks before what is there already is changed.
+pub fn confirm(command: &str, changes: &[Difference], yes: bool) -> Result<()> {
+    let changed = || changes.iter().filter(|change| !change.is_new);
+    match changed().count() {
+        0 => Ok(()),
+        count => {
+            let agents = changed().any(|change| change.kind == "DaemonSet");
+            let then = if agents { " and restarts the agents one by one" } else { "" };
+            prompt::confirm(&format!("{command} changes {}{then}. Go on?", counted(count, "object")), yes)
+        }
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// An object as a person would write it.

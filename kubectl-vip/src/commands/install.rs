@@ -1,22 +1,27 @@
-//! `install`: applies the manifests and creates pools; running it again finishes what was left, and changes nothing else.
+//! `install`: applies the manifests and creates pools; running it again finishes what was left, and keeps what no flag names.
 
 pub mod checks;
+mod installed;
 mod rollout;
 
+pub use installed::{Installed, only_one, refuse_newer};
 pub use rollout::{agents, node_of};
 
+use std::collections::BTreeMap;
+use std::slice;
 use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::core::DynamicObject;
-use vip_core::api::{DEFAULT_NAMESPACE, VirtualIP, VirtualRouterRange};
+use vip_core::api::{DEFAULT_NAMESPACE, VIPPool, VirtualRouterRange};
+use vip_core::pool::AddressSet;
 
 use crate::cli::{Change, DryRun, InstallArgs, Rollout, Wanted as Flags};
-use crate::cluster::{Cluster, is_conflict, present, title};
+use crate::cluster::{Cluster, is_conflict, title};
 use crate::codes::{self, Code};
-use crate::commands::VERSION;
 use crate::commands::pool::lan::Lan;
 use crate::commands::pool::{checked, draft};
+use crate::commands::{VERSION, diff};
 use crate::exit::{Failure, Result};
 use crate::manifests::{self, Settings};
 use crate::output::{self, say};
@@ -50,65 +55,87 @@ impl Wanted {
 const ANY: VirtualRouterRange = VirtualRouterRange { first: 1, count: 1 };
 
 /// What the flags ask for, checked before any cluster is touched.
-struct Plan {
-    settings: Settings,
+struct Plan<'a> {
+    flags: &'a Flags,
+    node_selector: Option<BTreeMap<String, String>>,
     pools: Vec<Wanted>,
 }
 
-impl Plan {
-    fn new(args: &Flags, namespace: Option<&str>) -> Result<Self> {
-        let pools: Vec<Wanted> = args.pools.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
+impl<'a> Plan<'a> {
+    fn new(flags: &'a Flags) -> Result<Self> {
+        let pools: Vec<Wanted> = flags.pools.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
         for (place, pool) in pools.iter().enumerate() {
             if pools[..place].iter().any(|other| other.name == pool.name) {
                 return Err(Failure::new(format!("pool {:?} is named twice", pool.name))
                     .hint(format!("put its ranges together: --pool {}=RANGE,RANGE", pool.name)));
             }
         }
-        if args.interface.is_some() && pools.is_empty() {
+        if flags.interface.is_some() && pools.is_empty() {
             return Err(Failure::new("--interface is for the pools that --pool creates, and there is none")
                 .hint("kubectl vip pool create NAME RANGE --interface IF"));
         }
-        let settings = Settings {
-            namespace: namespace.map(str::to_owned),
-            image: args.image.clone(),
-            node_selector: args
-                .node_selector
-                .as_deref()
-                .map(manifests::labels)
-                .transpose()?
-                .unwrap_or_default(),
-            advert_interval: args.advert_interval.clone(),
-            unicast: args.unicast,
-        };
-        Ok(Self { settings, pools })
+        let node_selector = flags.node_selector.as_deref().map(manifests::labels).transpose()?;
+        Ok(Self { flags, node_selector, pools })
     }
 
-    /// The pools as objects; each keeps the virtual routers that it has, new ones get free ones.
-    fn pools(&self, lan: &Lan, interface: Option<&str>) -> Result<Vec<DynamicObject>> {
+    /// The settings: what the flags say, else those of the installation.
+    fn settings(&self, namespace: Option<&str>, before: Option<&Installed>) -> Settings {
+        let flags = self.flags;
+        let kept = before.map(|before| before.settings.clone()).unwrap_or_default();
+        Settings {
+            namespace: namespace.map(str::to_owned).or(kept.namespace),
+            // An image that says a version follows that of the plugin, with the manifests.
+            image: flags.image.clone().or_else(|| {
+                let before = before?;
+                before.next_image().or_else(|| Some(before.image.clone()).filter(|image| !image.is_empty()))
+            }),
+            node_selector: self.node_selector.clone().unwrap_or(kept.node_selector),
+            advert_interval: flags.advert_interval.clone().or(kept.advert_interval),
+            unicast: flags.unicast.unwrap_or(kept.unicast),
+        }
+    }
+
+    /// The pools as objects. One that is there already keeps what it has, and gets the addresses that it lacks.
+    fn pools(&self, lan: &Lan) -> Result<Vec<DynamicObject>> {
         let mut lan = lan.clone();
         let mut objects = Vec::new();
         for wanted in &self.pools {
             let before = lan.pools.iter().find(|pool| pool.name_any() == wanted.name);
-            let range = match before {
-                Some(pool) => pool.spec.virtual_routers,
-                None => lan.free_virtual_routers()?,
+            let mut pool = match before {
+                Some(pool) => grown(pool, &wanted.addresses),
+                None => draft(&wanted.name, &wanted.addresses, lan.free_virtual_routers()?),
             };
-            let pool = draft(&wanted.name, &wanted.addresses, range);
+            if let Some(interface) = &self.flags.interface {
+                pool.spec.interface = Some(interface.clone());
+            }
             lan.admit(&checked(&pool)?)?;
+            objects.push(manifests::pool(&pool));
             // The next pool of the command line has to get along with this one.
             lan.pools.retain(|other| other.name_any() != wanted.name);
             lan.pools.push(pool);
-            objects.push(manifests::pool(&wanted.name, &wanted.addresses, range, interface)?);
         }
         Ok(objects)
     }
 }
 
+/// A pool with these addresses, too.
+fn grown(pool: &VIPPool, more: &[String]) -> VIPPool {
+    let mut pool = pool.clone();
+    for range in more {
+        let has = |addresses: &[String]| AddressSet::parse_whole(addresses).ok();
+        let lacking = has(&pool.spec.addresses).zip(has(slice::from_ref(range)));
+        if lacking.is_none_or(|(old, new)| !new.minus(&old).is_empty()) {
+            pool.spec.addresses.push(range.clone());
+        }
+    }
+    pool
+}
+
 /// `install --dry-run=client`: needs no cluster, and is the same each time.
 pub fn show(args: &InstallArgs, namespace: Option<&str>) -> Result<()> {
-    let plan = Plan::new(&args.wanted, namespace)?;
-    let mut objects = manifests::render(&plan.settings)?;
-    objects.extend(plan.pools(&Lan::default(), args.wanted.interface.as_deref())?);
+    let plan = Plan::new(&args.wanted)?;
+    let mut objects = manifests::render(&plan.settings(namespace, None))?;
+    objects.extend(plan.pools(&Lan::default())?);
     print(&objects, &args.rollout.change)
 }
 
@@ -126,12 +153,27 @@ fn print(objects: &[DynamicObject], change: &Change) -> Result<()> {
 
 /// `install`.
 pub async fn run(cluster: &Cluster, args: &InstallArgs) -> Result<()> {
-    let plan = Plan::new(&args.wanted, named(cluster))?;
-    let namespace = named(cluster).unwrap_or(DEFAULT_NAMESPACE);
-    say(format!("Installing kubectl-vip {VERSION} in namespace {namespace} of {}", cluster.name()));
-    let ready =
-        prepare(cluster, &plan, &args.wanted, args.rollout.timeout, &args.rollout.skip_checks).await?;
-    apply(cluster, ready, &args.rollout).await
+    let plan = Plan::new(&args.wanted)?;
+    let before = Installed::find(cluster).await?;
+    let settings = plan.settings(named(cluster), before.as_ref());
+    say(format!(
+        "Installing kubectl-vip {VERSION} in namespace {} of {}",
+        settings.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE),
+        cluster.name()
+    ));
+    // Who names an image knows what it is.
+    if let Some(before) = before.filter(|_| args.wanted.image.is_none()) {
+        refuse_newer(&before.versions(&cluster.list_nodes().await?.unwrap_or_default()))?;
+    }
+    let rollout = &args.rollout;
+    let ready = prepare(cluster, &plan, &settings, rollout.timeout, &rollout.skip_checks).await?;
+    let all: Vec<DynamicObject> = ready.objects.iter().chain(&ready.pools).cloned().collect();
+    let changes = diff::differences(cluster, &all, rollout.force_conflicts).await?;
+    diff::show(&changes);
+    if rollout.change.dry_run == DryRun::None {
+        diff::confirm("install", &changes, args.yes)?;
+    }
+    apply(cluster, ready, rollout).await
 }
 
 /// The namespace on the command line.
@@ -151,20 +193,21 @@ pub struct Ready {
 
 /// What `install` with these flags applies, whether or not the cluster is fit for it.
 pub async fn planned(cluster: &Cluster, flags: &Flags, timeout: Duration) -> Result<Ready> {
-    prepare(cluster, &Plan::new(flags, named(cluster))?, flags, timeout, codes::cluster::ALL).await
+    let plan = Plan::new(flags)?;
+    let settings = plan.settings(named(cluster), Installed::find(cluster).await?.as_ref());
+    prepare(cluster, &plan, &settings, timeout, codes::cluster::ALL).await
 }
 
 async fn prepare(
     cluster: &Cluster,
-    plan: &Plan,
-    flags: &Flags,
+    plan: &Plan<'_>,
+    settings: &Settings,
     timeout: Duration,
     skip: &[&'static Code],
 ) -> Result<Ready> {
-    let mut ready = checked_objects(cluster, &plan.settings, timeout, skip).await?;
+    let mut ready = checked_objects(cluster, settings, timeout, skip).await?;
     let lan = if plan.pools.is_empty() { Lan::default() } else { Lan::read(cluster).await? };
-    ready.pools = plan.pools(&lan, flags.interface.as_deref())?;
-    keep_addresses(cluster, plan).await?;
+    ready.pools = plan.pools(&lan)?;
     Ok(ready)
 }
 
@@ -195,36 +238,6 @@ pub async fn apply(cluster: &Cluster, ready: Ready, how: &Rollout) -> Result<()>
         print(&run.applied, &how.change)?;
     }
     outcome
-}
-
-/// A pool that is there already must not lose addresses that are in use.
-async fn keep_addresses(cluster: &Cluster, plan: &Plan) -> Result<()> {
-    if plan.pools.is_empty() {
-        return Ok(());
-    }
-    let Some(vips) = present(cluster.vips().list(&Default::default()).await)? else { return Ok(()) };
-    let Some(pools) = present(cluster.pools().list(&Default::default()).await)? else { return Ok(()) };
-    for wanted in &plan.pools {
-        let Some(before) = pools.iter().find(|pool| pool.name_any() == wanted.name) else { continue };
-        let Ok(old) = checked(before) else { continue };
-        let mut raw = before.clone();
-        raw.spec.addresses = wanted.addresses.clone();
-        let new = checked(&raw)?;
-        let is_lost = |vip: &&VirtualIP| {
-            vip.spec.address.parse().is_ok_and(|a| old.addresses.contains(a) && !new.addresses.contains(a))
-        };
-        let lost: Vec<&str> = vips.iter().filter(is_lost).map(|vip| vip.spec.address.as_str()).collect();
-        if !lost.is_empty() {
-            return Err(Failure::new(format!(
-                "pool {:?} has virtual IPs that {} would leave out: {}",
-                wanted.name,
-                wanted.addresses.join(","),
-                lost.join(", ")
-            ))
-            .hint("name all ranges of the pool, or leave --pool out: it exists already"));
-        }
-    }
-    Ok(())
 }
 
 struct Run<'a> {
@@ -318,7 +331,8 @@ mod tests {
 
     fn pools(texts: &[&str]) -> Result<Vec<DynamicObject>> {
         let pools = texts.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
-        Plan { settings: Settings::default(), pools }.pools(&Lan::default(), Some("eth1"))
+        let flags = Flags { interface: Some("eth1".to_owned()), ..Flags::default() };
+        Plan { flags: &flags, node_selector: None, pools }.pools(&Lan::default())
     }
 
     #[test]
@@ -333,6 +347,54 @@ mod tests {
             })
         );
         assert_eq!(objects[1].data["spec"]["virtualRouters"]["first"], 164);
+    }
+
+    #[test]
+    fn a_pool_that_is_there_grows_and_loses_nothing() {
+        let range = VirtualRouterRange { first: 7, count: 2 };
+        let mut lab = draft("lab", &["10.0.0.0/28".to_owned(), "10.0.1.0/28".to_owned()], range);
+        lab.spec.exclude = vec!["10.0.0.9".to_owned()];
+        lab.spec.interface = Some("eth0".to_owned());
+        let wanted = vec![Wanted::parse("lab=10.0.0.0-10.0.0.7,10.0.0.8-10.0.0.20").unwrap()];
+        let plan = Plan { flags: &Flags::default(), node_selector: None, pools: wanted };
+        let mut lan = Lan::default();
+        lan.pools.push(lab);
+        let objects = plan.pools(&lan).unwrap();
+        assert_eq!(
+            objects[0].data["spec"],
+            json!({"addresses": ["10.0.0.0/28", "10.0.1.0/28", "10.0.0.8-10.0.0.20"], "interface": "eth0",
+                   "virtualRouters": {"first": 7, "count": 2}})
+        );
+    }
+
+    #[test]
+    fn what_no_flag_names_is_kept() {
+        let before = Installed {
+            settings: Settings {
+                namespace: Some("edge".into()),
+                image: None,
+                node_selector: manifests::labels("role=edge").unwrap(),
+                advert_interval: Some("1000ms".into()),
+                unicast: true,
+            },
+            image: "registry.example/vip-node:v0.0.1".into(),
+        };
+        let settings =
+            |flags: Flags, before: &Installed| Plan::new(&flags).unwrap().settings(None, Some(before));
+        let image = Some(format!("registry.example/vip-node:{VERSION}"));
+        let kept = settings(Flags::default(), &before);
+        assert_eq!(kept, Settings { image: image.clone(), ..before.settings.clone() });
+        let named = Flags {
+            node_selector: Some("role=core".into()),
+            advert_interval: Some("50ms".into()),
+            unicast: Some(false),
+            ..Flags::default()
+        };
+        let changed = settings(named, &before);
+        let core = manifests::labels("role=core").unwrap();
+        assert_eq!((changed.node_selector, changed.unicast, changed.image), (core, false, image));
+        let tagged = Installed { image: "vip-node:latest".into(), ..before };
+        assert_eq!(settings(Flags::default(), &tagged).image.as_deref(), Some("vip-node:latest"));
     }
 
     #[test]

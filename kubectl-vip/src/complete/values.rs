@@ -15,6 +15,7 @@ use super::{Candidate, Directive};
 use crate::cli::{Cli, help};
 use crate::cluster::{self, Cluster};
 use crate::codes;
+use crate::codes::cluster::SKIPPABLE;
 use crate::exit::{Failure, Result};
 
 /// How long somebody waits at the prompt before the cluster is given up.
@@ -56,7 +57,10 @@ fn fixed(argument: &Arg, named: &str) -> Vec<Candidate> {
     if argument.get_id() == "scheduler" {
         return Scheduler::ALL.iter().map(|scheduler| Candidate::new(scheduler.as_str(), "")).collect();
     }
-    if matches!(named, "CODE" | "CODE[,...]") {
+    if named == "CODE[,...]" {
+        return SKIPPABLE.iter().map(|code| Candidate::new(code.id, code.title)).collect();
+    }
+    if named == "CODE" {
         return codes::all().map(|code| Candidate::new(code.id, code.title)).collect();
     }
     if named == "BOOL" {

@@ -284,7 +284,7 @@ fn planted_faults_are_found_and_nothing_else() {
     scene.finds_soon("agents without a permission", &["VIP006"], "");
     scene.kubectl(&["delete", "clusterrole", "kubectl-vip-view"]);
     scene.finds_soon("a part that is missing", &["VIP006", "VIP007"], "");
-    said(lab, "install --wait=false --force-conflicts");
+    said(lab, "install --wait=false --force-conflicts --yes");
     scene.finds_soon("all to be well again", &[], "--pre");
     a_user_who_may_not_install(&scene);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -205,6 +205,144 @@ fn a_proxy_is_used_unless_the_server_is_an_exception() {
     };
     assert!(ask("example.org") > 0);
     assert_eq!(ask(&format!("example.org,{host}/32")), 0);
+}
+
+/// A server that answers each connection with the next of these, and with the last one for ever.
+fn server_that_says(answers: Vec<String>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut left = answers.iter().peekable();
+        for mut near in listener.incoming().map_while(Result::ok) {
+            // What is asked does not matter, it may even be TLS.
+            let _ = near.read(&mut [0; 8192]);
+            let Some(answer) = left.peek().copied() else { return };
+            let _ = near.write_all(answer.as_bytes());
+            if left.len() > 1 {
+                left.next();
+            }
+        }
+    });
+    port
+}
+
+fn answer(status: &str, kind: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+#[test]
+fn what_is_no_api_server_or_busy_is_told_in_words() {
+    let (lab, _guard) = installed();
+    let ask = |scheme: &str, port: u16| {
+        let line = format!("pool list --server {scheme}://127.0.0.1:{port}");
+        command::run(lab.kubectl_command().unwrap().args(["vip"]).args(line.split(' ')), LIMIT).unwrap()
+    };
+    let list = r#"{"apiVersion": "kubectl-vip.io/v1alpha1", "kind": "List", "metadata": {}, "items": []}"#;
+    let busy = answer("429 Too Many Requests", "text/plain", "later");
+    let port = server_that_says(vec![busy, answer("200 OK", "application/json", list)]);
+    let output = ask("http", port);
+    assert_eq!((output.code, output.stderr.trim_end()), (0, "No pools found."), "{output:#?}");
+
+    let page = "<html><body>Please log in</body></html>";
+    let port = server_that_says(vec![answer("502 Bad Gateway", "text/html", page)]);
+    let said = ask("http", port).stderr;
+    assert_eq!(
+        said.trim_end(),
+        "Error from server (HTTP 502): a page in HTML: something else may stand in front of the API server"
+    );
+    let port = server_that_says(vec![answer("200 OK", "text/html", page)]);
+    let said = ask("http", port).stderr;
+    assert_eq!(
+        said.trim_end(),
+        format!(
+            "Error: the API server at http://127.0.0.1:{port} answers what no API server says: is something else at this address?"
+        )
+    );
+    let said = ask("https", port).stderr;
+    assert_eq!(
+        said.trim_end(),
+        format!("Error: the API server at https://127.0.0.1:{port} does not speak TLS: is it http:// there?")
+    );
+}
+
+#[test]
+fn files_of_the_connection_and_names_that_cannot_be_are_told_in_words() {
+    let (lab, _guard) = installed();
+    let folder = scratch("words");
+    let text = folder.join("text");
+    fs::write(&text, "hello\n").unwrap();
+    let said = refused(lab, &format!("pool list --kubeconfig {}", text.display()));
+    assert_eq!(
+        said,
+        format!("Error: kubeconfig file {} cannot be read: it is no kubeconfig", text.display())
+    );
+    for line in [
+        "pool list --certificate-authority /nonexistent/ca",
+        "pool list --client-certificate /nonexistent/c --client-key /nonexistent/k",
+        "pool list --kubeconfig /",
+        "pool list -v high",
+        "status -n a_b",
+        "status svc/Web",
+    ] {
+        let said = refused(lab, line);
+        for word in ["os error", "struct", "digit", "uri", "NotFound", "IsADirectory"] {
+            assert!(!said.contains(word), "{line}: {said}");
+        }
+    }
+    // The first file chooses no context, so the second one may.
+    let (empty, full) = (folder.join("empty"), lab.kubeconfig().display().to_string());
+    let none = json!({"apiVersion": "v1", "kind": "Config", "current-context": "", "contexts": [], "clusters": [],
+                      "users": []});
+    fs::write(&empty, none.to_string()).unwrap();
+    let mut kubectl = lab.kubectl_command().unwrap();
+    kubectl.env("KUBECONFIG", format!("{}:{full}", empty.display()));
+    command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).unwrap().ok().unwrap();
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn certificates_and_the_order_of_kubeconfigs_are_kubectls() {
+    let (lab, _guard) = installed();
+    let folder = scratch("certificates");
+    let view = |path: &str| {
+        let path = format!("jsonpath={{{path}}}");
+        lab.kubectl(["config", "view", "--raw", "--minify", "-o", &path]).and_then(Output::ok).unwrap().stdout
+    };
+    let file = |name: &str, path: &str| {
+        let target = folder.join(name);
+        let decode = format!("printf %s '{}' | base64 -d > {}", view(path), target.display());
+        command::words(&["sh", "-c", &decode]).unwrap();
+        target.display().to_string()
+    };
+    let authority = file("ca", ".clusters[0].cluster.certificate-authority-data");
+    let certificate = file("crt", ".users[0].user.client-certificate-data");
+    let key = file("key", ".users[0].user.client-key-data");
+    let server = server(lab);
+    let bare = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "bare",
+        "contexts": [{"name": "bare", "context": {"cluster": "bare"}}],
+        "clusters": [{"name": "bare", "cluster": {"server": format!("https://{server}")}}],
+    });
+    let config = folder.join("config");
+    fs::write(&config, bare.to_string()).unwrap();
+    let flags =
+        format!("--certificate-authority {authority} --client-certificate {certificate} --client-key {key}");
+    let line = format!("pool list --request-timeout 30s --kubeconfig {} {flags}", config.display());
+    vip(lab, &line).and_then(Output::ok).unwrap();
+    let other = refused(lab, &format!("{line} --as bob --as-uid 7"));
+    assert!(other.starts_with("Error from server (Forbidden): user \"bob\" cannot list "), "{other}");
+    // The first file that names a thing wins.
+    let listed = |first: &str, second: &str| {
+        let mut kubectl = lab.kubectl_command().unwrap();
+        kubectl.env("KUBECONFIG", format!("{first}:{second}"));
+        command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).unwrap().code
+    };
+    let (config, whole) = (config.display().to_string(), lab.kubeconfig().display().to_string());
+    assert_eq!((listed(&whole, &config), listed(&config, &whole)), (0, 1));
+    fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use lab::{Lab, binaries, command, paths};
+use lab::{Lab, Output, binaries, command, paths};
 use serde_json::json;
 
 use super::{
@@ -195,6 +195,12 @@ fn every_command_of_the_documentation_works() {
         std::env::var("PATH").unwrap()
     );
 
+    let run = |line: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).current_dir(&folder).env("PATH", &path);
+        shell.env("KUBECONFIG", lab.kubeconfig()).env("HOME", &folder);
+        command::run(&mut shell, LIMIT).unwrap()
+    };
     let (mut done, mut wrong) = (BTreeSet::new(), Vec::new());
     for found in pages().iter().flat_map(|page| commands(page)) {
         if ELSEWHERE.iter().any(|start| found.line.starts_with(start)) {
@@ -208,14 +214,17 @@ fn every_command_of_the_documentation_works() {
                 let name = pool.split(' ').next().unwrap();
                 lab.kubectl(["delete", "vippool", name, "--ignore-not-found"]).unwrap().ok().unwrap();
             }
-            let mut shell = Command::new("sh");
-            shell
-                .args(["-c", &line])
-                .current_dir(&folder)
-                .env("PATH", &path)
-                .env("KUBECONFIG", lab.kubeconfig())
-                .env("HOME", &folder);
-            let output = command::run(&mut shell, LIMIT).unwrap();
+            // A dry run of the client asks for nothing to be stored, not even by way of trying.
+            let client = line.replace("--dry-run=server", "--dry-run=client");
+            let unsent = line.starts_with("kubectl vip ") && client != line;
+            let before = unsent.then(|| versions(lab));
+            if unsent && !run(&client).success() {
+                wrong.push(format!("{}: {}\n  run as: {client}", found.place, found.line));
+            }
+            if unsent && before != Some(versions(lab)) {
+                wrong.push(format!("{}: {client} has changed something", found.place));
+            }
+            let output = run(&line);
             if !output.success() && !reports(&line, output.code) {
                 wrong.push(format!("{}: {}\n  run as: {line}\n  {}", found.place, found.line, output.stderr));
             }
@@ -227,6 +236,14 @@ fn every_command_of_the_documentation_works() {
     fs::remove_dir_all(&folder).unwrap();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(done.len() > 60, "only {} commands were found", done.len());
+}
+
+/// The versions of everything that commands of ours change.
+fn versions(lab: &Lab) -> String {
+    let kinds = "virtualips,vippools,vipnodes,crd,ns,daemonsets,clusterroles,clusterrolebindings,\
+                 validatingadmissionpolicies,validatingadmissionpolicybindings";
+    let path = "jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{\"\\n\"}{end}";
+    lab.kubectl(["get", kinds, "-A", "-o", path]).and_then(Output::ok).unwrap().stdout
 }
 
 /// Whether a command says by this exit code what it has found.

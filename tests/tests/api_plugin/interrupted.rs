@@ -18,8 +18,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::json;
 
-use super::{exclusive, join, namespace, pool, said, server, vip};
+use super::{
+    agents::{backups, gone},
+    exclusive, join, namespace, pool, said, server, vip,
+};
 
 /// Stands between the plugin and the API server until it is cut.
 struct Relay {
@@ -178,6 +182,76 @@ fn what_was_exposed_is_said_when_the_wait_for_an_owner_is_cut_off() {
     said(lab, "pool delete waits");
 }
 
+/// The label of a drained node.
+const DRAINED: &str = r".metadata.labels.kubectl-vip\.io/drain";
+/// The image of the agents.
+const IMAGE: &str = ".spec.template.spec.containers[0].image";
+
+#[test]
+fn the_api_server_is_gone_in_the_middle_of_whatever_changes_something() {
+    let (lab, _alone) = exclusive();
+    namespace(lab, "middle", &[("web", 80, "TCP")]);
+    pool(lab, "middle", "10.98.26.0/30");
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "middle", "namespace": "middle"},
+        "data": {"10.98.26.2": "middle/web"},
+    });
+    lab.apply(&map.to_string()).unwrap();
+    let expose = "expose svc/web -n middle --pool middle --wait=false";
+    let (create, delete) = ("pool create far 10.98.26.8/30 --virtual-routers 27", "pool delete far");
+    let (drain, undrain) = ("node drain middle-1 --yes --wait=false", "node undrain middle-1");
+    let unpin = "move svc/web -n middle --unpin --wait=false";
+    let moved = "move svc/web -n middle --to middle-2 --wait=false";
+    let old = "install --wait=false --yes --image example.org/vip-node:v0.0.9";
+    // The command, what comes before it, and the object, the field and its value that it leaves.
+    let (import, set) = ("import configmap middle/middle", "pool set far --exclude 10.98.26.8");
+    let cases: [(&str, &[&str], &str, &str, &str); 10] = [
+        ("unexpose svc/web -n middle", &[expose], "virtualip/10.98.26.1", ".metadata.name", ""),
+        (import, &["unexpose 10.98.26.2"], "virtualip/10.98.26.2", ".metadata.name", "10.98.26.2"),
+        ("unexpose 10.98.26.2", &[import], "virtualip/10.98.26.2", ".metadata.name", ""),
+        (create, &[delete], "vippool/far", ".spec.virtualRouters.first", "27"),
+        (set, &[], "vippool/far", ".spec.exclude[*]", "10.98.26.8"),
+        (delete, &[create], "vippool/far", ".metadata.name", ""),
+        (moved, &[expose, unpin], "virtualip/10.98.26.1", ".spec.preferredNode", "middle-2"),
+        (drain, &[undrain], "vipnode/middle-1", DRAINED, "true"),
+        (undrain, &[drain], "vipnode/middle-1", DRAINED, ""),
+        (
+            "upgrade --yes --wait=false",
+            &[old],
+            "-n=kubectl-vip daemonset/vip-node",
+            IMAGE,
+            "example.org/vip-node:v0.1.0",
+        ),
+    ];
+    for (line, before, object, path, value) in cases {
+        backups(lab, "middle", &["10.98.26.201/24", "10.98.26.202/24"], 26);
+        let is_done = || {
+            let path = format!("jsonpath={{{path}}}");
+            let get = ["get", "--ignore-not-found", "-o", &path].into_iter().chain(object.split(' '));
+            lab.kubectl(get).and_then(Output::ok).unwrap().stdout == value
+        };
+        let step = if line.starts_with("upgrade") { STEP } else { 1 };
+        let mut strikes = 0;
+        for after in (1..).step_by(step) {
+            for before in before {
+                vip(lab, before).unwrap();
+            }
+            let Some(output) = deserted(lab, line, after).filter(|output| output.code != 0) else { break };
+            ended_in_words(&output, after);
+            strikes += 1;
+            // The answer that was lost may have been that it is done: then it is refused now.
+            let again = vip(lab, line).unwrap();
+            assert!(is_done(), "{line} after {after}: {again:#?}");
+        }
+        assert!(strikes > 0 && is_done(), "{line}: {strikes}");
+    }
+    gone(lab, &["middle-1", "middle-2"]);
+    vip(lab, "unexpose svc/web -n middle").unwrap();
+    said(lab, "pool delete middle");
+    // With it goes the image.
+    said(lab, "uninstall --yes");
+}
+
 /// How many requests lie between two places at which the longer commands are cut.
 const STEP: usize = 19;
 
@@ -213,12 +287,17 @@ fn the_api_server_is_gone_in_the_middle_of_uninstall_and_of_install() {
     assert!(strikes.iter().all(|strikes| *strikes > 1), "{strikes:?}");
 }
 
+/// Whether a line tells of an apply. What would change is asked for before, for each object.
+fn applies(line: &str) -> bool {
+    line.starts_with("PATCH ") && !line.contains("dryRun=All")
+}
+
 #[test]
 fn ctrl_c_comes_at_each_stage_of_an_install() {
     let (lab, _alone) = exclusive();
     let first: fn(usize, &str) -> bool = |requests, _| requests == 1;
-    let applying: fn(usize, &str) -> bool = |_, line| line.starts_with("PATCH ");
-    let later: fn(usize, &str) -> bool = |requests, line| requests > STEP && line.starts_with("PATCH ");
+    let applying: fn(usize, &str) -> bool = |_, line| applies(line);
+    let later: fn(usize, &str) -> bool = |requests, line| requests > 3 * STEP && applies(line);
     // No kubelet is there to start one.
     let waiting: fn(usize, &str) -> bool = |_, line| line.starts_with("waiting for daemonset/vip-node: ");
     for (stage, now, applied) in [

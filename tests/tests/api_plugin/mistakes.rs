@@ -87,6 +87,20 @@ fn services() {
 }
 
 #[test]
+fn help_is_there_however_it_is_asked_for() {
+    let (lab, _guard) = installed();
+    let all = said(lab, "--help");
+    assert!(all.contains("Connection flags"), "{all}");
+    let short = said(lab, "");
+    assert!(short.contains("Install Commands:\n") && said(lab, "help") == all, "{short}");
+    assert_eq!(said(lab, "help pool set"), said(lab, "pool set --help"));
+    assert!(said(lab, "pool").contains("Usage: kubectl vip pool"));
+    let unknown = refused(lab, "help stauts");
+    assert!(unknown.starts_with("Error: unrecognized subcommand 'stauts'"), "{unknown}");
+    assert_eq!(refused(lab, "status svc/a svc/b"), "Error: name one Service (svc/NAME) or one virtual IP");
+}
+
+#[test]
 fn an_address_outside_every_pool() {
     // The sentence names all pools.
     let (lab, _alone) = exclusive();

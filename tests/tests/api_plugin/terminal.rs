@@ -10,7 +10,7 @@ use lab::{Terminal, command};
 use super::{
     LIMIT,
     agents::{ago, gone, node, owner, report},
-    installed, namespace, pool, said,
+    installed, namespace, pool, said, vip,
 };
 
 #[test]
@@ -103,6 +103,14 @@ fn colours_are_for_terminals_that_show_them_and_tables_do_not_depend_on_the_widt
     for plain in [("NO_COLOR", "1"), ("TERM", "dumb")] {
         assert!(!shown(80, &[plain], "check").contains('\x1b'), "{plain:?}");
     }
+    for (how, coloured) in [("always", true), ("never", false)] {
+        assert_eq!(
+            vip(lab, &format!("check --color {how}")).unwrap().stdout.contains('\x1b'),
+            coloured,
+            "{how}"
+        );
+    }
+    assert!(!shown(80, &[], "check --color=never").contains('\x1b'));
     pool(lab, "columns", "10.98.25.1-10.98.25.9,10.98.25.17");
     for columns in [40, 200] {
         let table = shown(columns, &[], "pool list");

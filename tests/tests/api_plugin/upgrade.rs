@@ -51,7 +51,9 @@ fn a_difference_is_shown_and_a_failure_is_something_else() {
     let (lab, _guard) = exclusive();
     install(lab, FLAGS);
     assert_eq!(diff(lab, FLAGS), (0, String::new()));
-    let (code, text) = diff(lab, "--pool other=10.98.64.0/30");
+    assert_eq!(diff(lab, ""), (0, String::new()), "what no flag names stays");
+    let defaults = "--unicast=false --advert-interval 100ms --node-selector kubernetes.io/os=linux";
+    let (code, text) = diff(lab, &format!("{defaults} --pool other=10.98.64.0/30"));
     assert_eq!(code, 1, "{text}");
     for line in [
         "--- installed daemonset.apps/vip-node",
@@ -81,13 +83,15 @@ fn an_upgrade_keeps_the_settings_and_asks_first() {
     let unasked = refused(lab, "upgrade");
     for words in [
         "-> v0.1.0 in namespace kubectl-vip of context ",
-        "\n  daemonset.apps/vip-node is changed\n",
+        "\n-        image: registry.example/vip-node:v0.0.9\n+        image: registry.example/vip-node:v0.1.0\n",
         "upgrade changes 1 object and restarts the agents one by one, and there is no terminal to ask at\nhint: say yes beforehand: --yes",
     ] {
         assert!(unasked.contains(words), "{words}: {unasked}");
     }
-    let dry = said(lab, "upgrade --dry-run=server");
-    assert!(dry.contains("daemonset.apps/vip-node serverside-applied (server dry run)\n"), "{dry}");
+    for (flag, suffix) in [("--dry-run=server", "(server dry run)"), ("--dry-run", "(dry run)")] {
+        let dry = said(lab, &format!("upgrade {flag}"));
+        assert!(dry.contains(&format!("daemonset.apps/vip-node serverside-applied {suffix}\n")), "{dry}");
+    }
     let image = ".spec.template.spec.containers[*].image";
     assert_eq!(agents(lab, image), "registry.example/vip-node:v0.0.9 registry.example/vip-node:v0.0.9");
 
@@ -112,10 +116,15 @@ fn an_upgrade_never_goes_back_by_itself() {
         refused(lab, "upgrade --yes"),
         "Error: plugin v0.1.0, agent v9.0.0: the agents are newer, nothing changed\n\
          hint: bring the plugin up first: kubectl krew upgrade vip\n\
-         hint: or go back to the plugin's version: --allow-downgrade"
+         hint: or go back to the plugin's version: kubectl vip upgrade --allow-downgrade"
+    );
+    let install = refused(lab, "install --yes");
+    assert!(
+        install.contains("\nError: plugin v0.1.0, agent v9.0.0: the agents are newer, nothing changed\n"),
+        "{install}"
     );
     said(lab, "upgrade --yes --allow-downgrade --wait=false");
-    said(lab, "install --wait=false --image registry.example/vip-node:latest");
+    said(lab, "install --wait=false --yes --image registry.example/vip-node:latest");
     let unnamed = refused(lab, "upgrade --yes");
     assert!(
         unnamed.contains("\"registry.example/vip-node:latest\", whose name does not say a version"),

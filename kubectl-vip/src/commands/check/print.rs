@@ -34,17 +34,11 @@ impl Verdict {
 /// Prints the report.
 pub fn report(report: &Report, format: CheckFormat) -> Result<()> {
     match format {
-        CheckFormat::Table => output::print(&report.text(is_colourful())),
-        CheckFormat::Short => output::print(&report.short(is_colourful())),
+        CheckFormat::Table => output::print(&report.text(output::is_colourful())),
+        CheckFormat::Short => output::print(&report.short(output::is_colourful())),
         CheckFormat::Json => output::document(&report.document(), Document::Json)?,
     }
     Ok(())
-}
-
-/// Whether stdout is a terminal that shows colours and a person who wants them.
-fn is_colourful() -> bool {
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    output::is_screen() && !is_set("NO_COLOR")
 }
 
 fn painted(verdict: Verdict, width: usize, colourful: bool) -> String {
