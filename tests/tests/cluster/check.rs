@@ -31,7 +31,7 @@ const ROLE: &str = "kubectl-vip-agent";
 
 /// Faults, and how to mend them. What is left of them is mended in any case: other tests need the lab.
 struct Faults<'a> {
-    lab: &'a Lab,
+    lab: &'static Lab,
     /// A node that is owner, and two that are not.
     owner: Node<'a>,
     excluded: Node<'a>,

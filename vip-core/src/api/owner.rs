@@ -112,7 +112,6 @@ pub(super) fn is_none(count: &u32) -> bool {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::api::VirtualIPStatus;
 
     #[test]
