@@ -116,7 +116,7 @@ impl Tier {
     fn lab_names(self) -> Vec<String> {
         let letters = match self {
             Self::Unit | Self::Netns => "",
-            Self::Api => "abde",
+            Self::Api => "abdef",
             Self::Kernel => "k",
             Self::Cluster => "c",
         };
@@ -149,16 +149,17 @@ impl Tier {
                 // Agents are for labs of their own, one after another: they stop the API server, and nodes that others played
                 // would be their peers. One test of theirs takes as long as all others.
                 let longest = "whatever_is_killed";
-                // Those that install and uninstall want to be alone, so they have a lab too.
-                let alone = ["install::", "upgrade::", "interrupted::"];
+                // Those that install and uninstall want to be alone, so they have labs too.
+                let (alone, cut_off) = (["install::", "upgrade::"], "interrupted::");
                 let others: Vec<&str> = ["--test-threads=4"]
                     .into_iter()
-                    .chain(alone.iter().flat_map(|name| ["--skip", name]))
+                    .chain(alone.iter().chain([&cut_off]).flat_map(|name| ["--skip", name]))
                     .collect();
                 let alone: Vec<&str> = ["--test-threads=1"].into_iter().chain(alone).collect();
                 self.beside_each_other(&[
                     (&objects, &others),
                     (&plugin, &alone),
+                    (&plugin, &["--test-threads=1", cut_off]),
                     (&agents, &["--test-threads=1", "--skip", longest]),
                     (&agents, &["--test-threads=1", longest]),
                 ])

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -17,7 +18,8 @@ use crate::{command, lab::Lab};
 pub struct Terminal {
     keys: File,
     process: Child,
-    screen: JoinHandle<Vec<u8>>,
+    reader: JoinHandle<()>,
+    shown: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Terminal {
@@ -47,15 +49,16 @@ impl Terminal {
         let process = command::spawn(&mut session)?;
         drop((pair.slave, session));
         let mut output = File::from(pair.master.try_clone()?);
-        let screen = thread::spawn(move || {
-            let (mut all, mut part) = (Vec::new(), [0; 4096]);
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let screen = Arc::clone(&shown);
+        let reader = thread::spawn(move || {
+            let mut part = [0; 4096];
             // The other end's close is an error on Linux.
             while let Ok(length @ 1..) = output.read(&mut part) {
-                all.extend(part.iter().take(length));
+                screen.lock().unwrap_or_else(PoisonError::into_inner).extend(part.iter().take(length));
             }
-            all
         });
-        Ok(Self { keys: File::from(pair.master), process, screen })
+        Ok(Self { keys: File::from(pair.master), process, reader, shown })
     }
 
     /// Types.
@@ -63,11 +66,24 @@ impl Terminal {
         Ok(self.keys.write_all(keys.as_bytes())?)
     }
 
+    /// Waits until something has been shown.
+    pub fn wait(&self, words: &str, limit: Duration) -> Result<()> {
+        command::until(&format!("{words:?} on the screen"), limit, || {
+            // A letter may have come in part.
+            Ok(Self::text(&self.shown).is_ok_and(|text| text.contains(words)).then_some(()))
+        })
+    }
+
+    fn text(shown: &Mutex<Vec<u8>>) -> Result<String> {
+        let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(String::from_utf8(shown)?.replace("\r\n", "\n"))
+    }
+
     /// Waits for its end: the exit code and all that was shown.
     pub fn end(mut self, limit: Duration) -> Result<(i32, String)> {
         let code = command::wait(&mut self.process, limit)?.context("it goes on for ever")?;
         drop(self.keys);
-        let shown = self.screen.join().map_err(|_| anyhow!("the screen could not be read"))?;
-        Ok((code, String::from_utf8(shown)?.replace("\r\n", "\n")))
+        self.reader.join().map_err(|_| anyhow!("the screen could not be read"))?;
+        Ok((code, Self::text(&self.shown)?))
     }
 }

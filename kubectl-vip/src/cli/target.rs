@@ -28,8 +28,8 @@ impl Target {
             _ => return Err(Failure::new("name one Service (svc/NAME) or one virtual IP")),
         };
         match kind.to_ascii_lowercase().as_str() {
-            _ if name.is_empty() || name.contains('/') => Err(unclear(&words.join(" "))),
             _ if kind.contains('/') => Err(Failure::new("name one Service (svc/NAME) or one virtual IP")),
+            _ if name.is_empty() || name.contains('/') => Err(unclear(&words.join(" "))),
             "svc" | "service" | "services" => self::name(name)
                 .map(Self::Service)
                 .map_err(|why| Failure::new(format!("{name:?} is not the name of a Service: {why}"))),

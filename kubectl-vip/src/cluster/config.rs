@@ -125,9 +125,11 @@ impl Files {
             let mut next = Kubeconfig::read_from(path).map_err(|error| match error {
                 KubeconfigError::Parse(error) => {
                     let text = error.to_string();
-                    // What it is instead does not matter.
-                    let is_other = text.contains("expected struct");
-                    unreadable(if is_other { "it is no kubeconfig".to_owned() } else { text })
+                    // What it is instead does not matter. Of YAML that is broken the first line says where.
+                    let is_other =
+                        ["expected struct", "expected mapping"].iter().any(|word| text.contains(word));
+                    let place = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                    unreadable(if is_other { "it is no kubeconfig".to_owned() } else { place.to_owned() })
                 }
                 error => unreadable(chain(&error)),
             })?;

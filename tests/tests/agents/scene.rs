@@ -126,18 +126,16 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// Waits for an Event with that reason; gives its words.
-    pub fn event(&self, reason: &str) -> Result<String> {
-        command::until(&format!("an Event {reason}"), SOON, || {
+    /// Waits for an Event with that reason that names something; gives its words.
+    pub fn event(&self, reason: &str, named: &str) -> Result<String> {
+        command::until(&format!("an Event {reason} that names {named}"), SOON, || {
             let field = format!("reason={reason}");
             let events =
                 self.lab.kubectl(["get", "events", "-A", "--field-selector", &field, "-o", "json"])?.ok()?;
             let events: Value = serde_json::from_str(&events.stdout)?;
-            let note = events["items"]
-                .as_array()
-                .and_then(|all| all.last())
-                .and_then(|event| event["message"].as_str());
-            Ok(note.map(str::to_owned))
+            let notes = events["items"].as_array().into_iter().flatten();
+            let mut notes = notes.filter_map(|event| event["message"].as_str());
+            Ok(notes.rfind(|note| note.contains(named)).map(str::to_owned))
         })
     }
 }

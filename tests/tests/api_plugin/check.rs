@@ -106,7 +106,7 @@ impl Scene<'_> {
         let document: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|_| panic!("{output:#?}"));
         assert_eq!(
             (&document["apiVersion"], &document["kind"]),
-            (&json!("kubectl-vip.io/v1alpha1"), &json!("CheckReport"))
+            (&json!("cli.kubectl-vip.io/v1alpha1"), &json!("CheckReport"))
         );
         let errors = document["summary"]["errors"].as_u64().unwrap();
         assert_eq!(output.code, i32::from(errors > 0), "{output:#?}");

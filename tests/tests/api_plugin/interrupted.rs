@@ -230,7 +230,7 @@ fn the_api_server_is_gone_in_the_middle_of_whatever_changes_something() {
             let get = ["get", "--ignore-not-found", "-o", &path].into_iter().chain(object.split(' '));
             lab.kubectl(get).and_then(Output::ok).unwrap().stdout == value
         };
-        let step = if line.starts_with("upgrade") { STEP } else { 1 };
+        let step = if line.starts_with("upgrade") { STEP } else { 2 };
         let mut strikes = 0;
         for after in (1..).step_by(step) {
             for before in before {

@@ -90,7 +90,7 @@ fn services() {
 fn help_is_there_however_it_is_asked_for() {
     let (lab, _guard) = installed();
     let all = said(lab, "--help");
-    assert!(all.contains("Connection flags"), "{all}");
+    assert!(all.contains("--kubeconfig <FILE>"), "{all}");
     let short = said(lab, "");
     assert!(short.contains("Install Commands:\n") && said(lab, "help") == all, "{short}");
     assert_eq!(said(lab, "help pool set"), said(lab, "pool set --help"));

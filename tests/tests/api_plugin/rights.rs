@@ -55,7 +55,7 @@ fn every_command_shows_what_may_be_seen_and_says_which_permission_is_missing() {
         let data: Value = serde_json::from_str(&run("status -n partial -o json", who).stdout).unwrap();
         assert_eq!(data["forbidden"], serde_json::json!(["daemonsets.apps"]), "{who}");
         let depth = run("status 10.98.82.1", who);
-        assert!(depth.success() && depth.stdout.contains("\nENDPOINT\nForbidden\n"), "{who}: {depth:#?}");
+        assert!(depth.success() && depth.stdout.contains("\nBACKEND\nForbidden\n"), "{who}: {depth:#?}");
         for line in ["pool list", "node list", "version"] {
             assert!(run(line, who).success(), "{line} {who}");
         }

@@ -73,9 +73,9 @@ fn a_watch_is_drawn_in_place_until_ctrl_c() {
     said(lab, "expose svc/web -n drawn --pool drawn --wait=false");
     report(lab, "drawn-1", &node("10.98.81.200/24", 81, &ago(0), "Master"));
     let mut terminal = Terminal::start(lab, 80, &[], "status svc/web -n drawn -w").unwrap();
-    thread::sleep(Duration::from_secs(3));
+    terminal.wait("<pending>   <pending>   Pending ", LIMIT).unwrap();
     owner(lab, "10.98.81.1", "drawn-1");
-    thread::sleep(Duration::from_secs(3));
+    terminal.wait("Announced", LIMIT).unwrap();
     terminal.press("\x03").unwrap();
     let (code, screen) = terminal.end(LIMIT).unwrap();
     assert_eq!(code, 130, "{screen}");

@@ -26,10 +26,14 @@ fn on_second_card(host: &Host) -> Result<bool> {
 
 #[test]
 fn each_address_is_elected_and_lost_on_the_card_of_its_own_lan() -> Result<()> {
-    let segment = Segment::new(2)?;
-    let (one, two) = (segment.host(1), segment.host(2));
-    one.netns().ip(&format!("link add eth1 type veth peer name eth1 netns {}", two.netns().name()))?;
-    for host in segment.hosts() {
+    let segment = Segment::new(3)?;
+    let [one, two, switch] = [1, 2, 3].map(|number| segment.host(number));
+    switch.netns().ip("link add br1 type bridge")?;
+    switch.netns().ip("link set br1 up")?;
+    for host in [one, two] {
+        let (port, name) = (format!("port{}", host.number()), host.netns().name());
+        switch.netns().ip(&format!("link add {port} type veth peer name eth1 netns {name}"))?;
+        switch.netns().ip(&format!("link set {port} master br1 up"))?;
         host.netns().ip(&format!("address add 10.88.0.{}/16 dev eth1", 10 + host.number()))?;
         host.netns().ip("link set eth1 up")?;
     }

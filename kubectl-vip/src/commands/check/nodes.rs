@@ -151,6 +151,8 @@ fn probes(pool: &CheckedPool) -> Vec<VirtualIP> {
         serde_json::from_value(json!({
             "metadata": {"name": name_of(address)},
             "spec": {"address": address, "virtualRouter": pool.virtual_routers.first},
+            // Where pools overlap, its virtual router may be that of the other pool: what has served before may have any.
+            "status": {"firstAnnounced": "1970-01-01T00:00:00Z"},
         }))
     };
     // What is written here is what a VirtualIP reads.
