@@ -37,7 +37,10 @@ fn what_a_flush_and_a_removed_backend_do_to_connections() {
     let expired = watch("1");
     println!("expire_nodest_conn=1: {expired:?}");
     // The kernel expires every connection of what is gone, a tick later: all are told to connect again, at once.
-    assert_eq!(expired, Seen { busy: EACH, idle: EACH, removed: Some(ErrorKind::ConnectionReset), moved: true });
+    assert_eq!(
+        expired,
+        Seen { busy: EACH, idle: EACH, removed: Some(ErrorKind::ConnectionReset), moved: true }
+    );
     let kept = watch("0");
     println!("expire_nodest_conn=0: {kept:?}");
     // A flush would do no harm, and each backend that goes would leave its clients without an answer, those of UDP too.
