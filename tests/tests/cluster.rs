@@ -3,12 +3,8 @@
 
 #[path = "cluster/agent.rs"]
 mod agent;
-#[path = "cluster/check.rs"]
-mod check_itself;
 #[path = "cluster/failover.rs"]
 mod failover;
-#[path = "cluster/growth.rs"]
-mod growth;
 #[path = "cluster/install.rs"]
 mod install;
 #[path = "cluster/ipv6.rs"]

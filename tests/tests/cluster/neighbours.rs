@@ -1,11 +1,11 @@
 //! Others on the same node: what they have is left to them, and kube-proxy flushes the IPVS table.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{Node, command::Output, product};
 
-use super::{Exposed, NAMESPACE, SOON, check, check_alone, installed, web};
+use super::{Exposed, check_alone, installed};
 
 /// Makes an IPVS service, an address and an nftables table that are not ours; those of an earlier run go first.
 pub(super) fn plant(node: &Node<'_>) -> Result<()> {
@@ -15,10 +15,9 @@ pub(super) fn plant(node: &Node<'_>) -> Result<()> {
     node.exec(commands).and_then(Output::ok).map(drop)
 }
 
-/// All of it, as the kernel has it, and the settings of the node's network that the product changes while it is there.
+/// All of it, as the kernel has it.
 pub(super) fn foreign(node: &Node<'_>) -> Result<String> {
-    let look = "ip -oneline address show dev lo | grep -o 10.99.0.1/32; ipvsadm -Sn | grep 10.99.0; \
-                grep -s . /proc/sys/net/ipv4/vs/* /proc/sys/net/ipv4/ip_forward; nft list table inet foreign";
+    let look = "ip -oneline address show dev lo | grep -o 10.99.0.1/32; ipvsadm -Sn | grep 10.99.0; nft list table inet foreign";
     Ok(node.exec(look)?.ok()?.stdout)
 }
 
@@ -76,42 +75,5 @@ fn kube_proxy_flushes_ipvs_and_every_entry_is_back_within_a_second() {
         ensure!(product::destinations(&node, exposed.vip, 80)?.len() == 3, "not every destination is back");
         lab.client().get(&exposed.url())?;
         exposed.remove(lab)
-    });
-}
-
-#[test]
-fn a_service_that_another_program_has_at_the_address_is_told_and_left_to_it() {
-    check(|| {
-        let lab = installed()?;
-        let vip = Ipv4Addr::new(10, 87, 2, 240);
-        let theirs = |node: &Node<'_>| -> Result<String> {
-            Ok(node.exec(&format!("ipvsadm -Sn | grep {vip}:"))?.stdout)
-        };
-        let add =
-            format!("ipvsadm -A -t {vip}:80 -s sh -p 77 && ipvsadm -a -t {vip}:80 -r 10.99.0.3:80 -m -w 9");
-        lab.each_node(|node| node.exec(&add).and_then(Output::ok))?;
-        let before = lab.each_node(|node| theirs(&node))?;
-        let outcome = (|| {
-            web(lab)?.add_service("taken", 80)?;
-            let expose =
-                ["vip", "expose", "svc/taken", "-n", NAMESPACE, "--wait=false", "--ip", &vip.to_string()];
-            lab.kubectl(expose)?.ok()?;
-            let told = product::wait_condition(lab, vip, "Programmed", "False ForeignEntry", SOON)?;
-            ensure!(told.contains(&format!("{vip}:80")), "{told}");
-            let after = lab.each_node(|node| theirs(&node))?;
-            let kept = before
-                .iter()
-                .zip(&after)
-                .all(|(before, after)| before.lines().all(|line| after.contains(line)));
-            ensure!(kept, "{before:?} became {after:?}");
-            Ok(())
-        })();
-        lab.each_node(|node| node.exec(&format!("ipvsadm -D -t {vip}:80")).and_then(Output::ok))?;
-        outcome?;
-        // Once they are gone it is ours.
-        product::wait_condition(lab, vip, "Programmed", "True Programmed", SOON)?;
-        product::wait_destinations(lab, vip, 80, 3, SOON)?;
-        lab.kubectl(["vip", "unexpose", "svc/taken", "-n", NAMESPACE])?.ok()?;
-        lab.kubectl(["delete", "service", "taken", "-n", NAMESPACE, "--wait=false"])?.ok().map(drop)
     });
 }
