@@ -75,19 +75,6 @@ impl Netns {
         self.run(|| command::spawn(command))?
     }
 
-    /// Sends bytes as an IPv4 datagram of VRRP's protocol to its group, with any TTL.
-    pub fn inject(&self, interface: &str, ttl: u8, payload: &[u8]) -> Result<()> {
-        let script = "import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 112)
-s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, int(sys.argv[2]))
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
-s.sendto(bytes.fromhex(sys.argv[3]), ('224.0.0.18', 0))";
-        let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut python = Command::new("python3");
-        python.args(["-c", script, interface, &ttl.to_string(), &hex]);
-        self.exec(&mut python, command::LIMIT)?.ok().map(drop)
-    }
-
     /// Whether a process is in this namespace. A zombie is nowhere.
     pub fn contains(&self, pid: u32) -> bool {
         let inode = |path: PathBuf| fs::metadata(path).map(|data| (data.dev(), data.ino())).ok();

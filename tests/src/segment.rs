@@ -281,7 +281,7 @@ impl Host {
         self.netns.spawn(program)
     }
 
-    /// Sends bytes as a VRRP datagram, as [`Netns::inject`] does.
+    /// Sends bytes as an IPv4 datagram of VRRP's protocol to its group, with any TTL.
     pub fn inject(&self, ttl: u8, payload: &[u8]) -> Result<()> {
         self.injector(ttl)?.send(payload)
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{command, image::AGNHOST, lab::Lab};
 
 /// A Deployment, and as many Services for its pods as wanted: `/hostname` over TCP at port 80 and `hostname` over UDP at
-/// port 81 answer with the name of the pod. A pod that is to end answers for some seconds more, as good ones do.
+/// port 81 answer with the name of the pod.
 #[derive(Clone, Debug)]
 pub struct Workload<'a> {
     lab: &'a Lab,
@@ -76,7 +76,7 @@ spec:
   template:
     metadata: {{labels: {{app: {name}}}}}
     spec:
-      terminationGracePeriodSeconds: 15
+      terminationGracePeriodSeconds: 2
       topologySpreadConstraints:
       - maxSkew: 1
         topologyKey: kubernetes.io/hostname
@@ -87,7 +87,7 @@ spec:
       - name: web
         image: {AGNHOST}
         imagePullPolicy: Never
-        args: [netexec, --http-port=8080, --udp-port=8081, --delay-shutdown=5]
+        args: [netexec, --http-port=8080, --udp-port=8081]
         ports: [{{name: http, containerPort: 8080}}, {{name: udp, containerPort: 8081, protocol: UDP}}]
         readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 2}}
 "
