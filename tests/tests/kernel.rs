@@ -122,13 +122,13 @@ fn sysctls_are_set() {
     isolated(|| {
         run("sysctl -qw net.ipv4.ip_forward=0");
         kernel().observe().unwrap();
-        for name in [
-            "net.ipv4.vs.conntrack",
-            "net.ipv4.ip_forward",
-            "net.ipv4.vs.expire_nodest_conn",
-            "net.ipv4.vs.expire_quiescent_template",
+        for (name, value) in [
+            ("net.ipv4.vs.conntrack", "1"),
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv4.vs.expire_nodest_conn", "0"),
+            ("net.ipv4.vs.expire_quiescent_template", "1"),
         ] {
-            assert_eq!(run(&format!("sysctl -n {name}")).trim(), "1", "{name}");
+            assert_eq!(run(&format!("sysctl -n {name}")).trim(), value, "{name}");
         }
     });
 }

@@ -1,5 +1,4 @@
-//! What becomes of connections when somebody flushes IPVS, and when their backend is removed: both depend on
-//! `net.ipv4.vs.expire_nodest_conn`, and this is why it is 1.
+//! What becomes of connections when somebody flushes IPVS, and when their backend is removed.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -15,39 +14,12 @@ use super::*;
 const EACH: usize = 25;
 /// As long as the agent takes at most to see a flush and to put some services back.
 const FLUSHED: Duration = Duration::from_millis(100);
-/// How long a client is watched for.
+/// How long a client of UDP goes on asking.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// What clients have seen.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    /// Connections broken by a flush, of those that sent something while IPVS was empty.
-    busy: usize,
-    /// Of those that did not.
-    idle: usize,
-    /// What a client on a connection to a backend that was removed is told.
-    removed: Option<ErrorKind>,
-    /// Whether a client of UDP that keeps its port is sent to another backend when its own was removed.
-    moved: bool,
-}
-
 #[test]
-fn what_a_flush_and_a_removed_backend_do_to_connections() {
+fn connections_outlive_a_flush_by_others_and_end_with_their_backend() {
     needs_ipvs();
-    let expired = watch("1");
-    println!("expire_nodest_conn=1: {expired:?}");
-    // The kernel expires every connection of what is gone, a tick later: all are told to connect again, at once.
-    assert_eq!(
-        expired,
-        Seen { busy: EACH, idle: EACH, removed: Some(ErrorKind::ConnectionReset), moved: true }
-    );
-    let kept = watch("0");
-    println!("expire_nodest_conn=0: {kept:?}");
-    // A flush would do no harm, and each backend that goes would leave its clients without an answer, those of UDP too.
-    assert_eq!(kept, Seen { busy: 0, idle: 0, removed: Some(ErrorKind::WouldBlock), moved: false });
-}
-
-fn watch(value: &str) -> Seen {
     let lan = Segment::new(4).unwrap();
     let (node, client) = (lan.host(1), lan.host(2));
     node.netns().ip(IPV4.bound).unwrap();
@@ -59,14 +31,8 @@ fn watch(value: &str) -> Seen {
         destinations: backends.map(|backend| (backend, 1)).into(),
     };
     let udp = ServiceKey { protocol: Protocol::Udp, ..key(53) };
-    let wanted = desired([(key(80), service.clone()), (udp, service)]);
+    let mut wanted = desired([(key(80), service.clone()), (udp, service)]);
     node.run(|| converge(&mut kernel(), &wanted)).unwrap();
-    node.exec(&format!("sysctl -w net.ipv4.vs.expire_nodest_conn={value}")).unwrap().ok().unwrap();
-    // Without a look at the kernel, which would set it again.
-    let take = |changes: &[Change]| {
-        let changes: Vec<&Change> = changes.iter().collect();
-        assert_eq!(node.run(|| Ipvs::new(SYSCTLS).apply(&changes)).unwrap().unwrap(), vec![]);
-    };
 
     let at = SocketAddr::new(VIP.into(), 80);
     let open = || -> Vec<TcpStream> {
@@ -75,21 +41,21 @@ fn watch(value: &str) -> Seen {
     let (busy, idle) = (open(), open());
     node.exec("ipvsadm -C").unwrap().ok().unwrap();
     for mut stream in &busy {
-        let _ = stream.write_all(b"who?");
+        stream.write_all(b"who?").unwrap();
     }
     thread::sleep(FLUSHED);
-    let flushed = Tables { services: BTreeMap::new(), ..wanted.clone() };
-    take(&plan(&wanted, &flushed).changes);
+    node.run(|| converge(&mut kernel(), &wanted)).unwrap();
     let broken = |stream: &&TcpStream| {
         let mut stream = *stream;
         !stream.read(&mut [0; 64]).is_ok_and(|length| length > 0)
     };
     let busy = busy.iter().filter(broken).count();
     let idle = idle.iter().filter(|stream| say(stream).is_err()).count();
+    assert_eq!((busy, idle), (0, 0), "broken by the flush");
 
-    let stream = connect(client.netns(), at).unwrap();
     let mine = |answer: &str| backends[usize::from(answer.starts_with("two"))];
-    take(&[Change::DeleteDestination(key(80), mine(&say(&stream).unwrap()))]);
+    let stream = connect(client.netns(), at).unwrap();
+    let gone = mine(&say(&stream).unwrap());
     let socket = client.run(|| UdpSocket::bind("0.0.0.0:4000").unwrap()).unwrap();
     socket.connect((VIP, 53)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -98,12 +64,12 @@ fn watch(value: &str) -> Seen {
         let mut line = [0; 64];
         socket.recv(&mut line).map(|length| String::from_utf8_lossy(&line[..length]).into_owned())
     };
-    take(&[Change::DeleteDestination(udp, mine(&ask().unwrap()))]);
+    let silent = mine(&ask().unwrap());
+    wanted.apply(&Change::DeleteDestination(key(80), gone));
+    wanted.apply(&Change::DeleteDestination(udp, silent));
+    node.run(|| converge(&mut kernel(), &wanted)).unwrap();
+    assert_eq!(say(&stream).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    // One that keeps its port is sent to another backend.
     let tries = PATIENCE.as_millis() / 200;
-    Seen {
-        busy,
-        idle,
-        removed: say(&stream).err().map(|error| error.kind()),
-        moved: (0..tries).any(|_| ask().is_ok()),
-    }
+    assert!((0..tries).any(|_| ask().is_ok()), "the client of UDP stays with a backend that is gone");
 }

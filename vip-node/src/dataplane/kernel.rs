@@ -49,8 +49,12 @@ impl Kernel {
 
     /// Takes steps of one kind. Each that fails is returned by its place in `changes`.
     fn run(&mut self, kind: Kind, changes: &[&Change]) -> Vec<(usize, DataplaneError)> {
+        let Self { sysctls, ipvs, .. } = self;
+        let removes =
+            |change: &&Change| matches!(change, Change::DeleteDestination(..) | Change::DeleteService(_));
         let result = match kind {
-            Kind::Ipvs => self.ipvs.apply(changes),
+            Kind::Ipvs if changes.iter().any(removes) => sysctls.expiring(|| ipvs.apply(changes)),
+            Kind::Ipvs => ipvs.apply(changes),
             Kind::Nat => self.nat.apply(changes),
         };
         match result {
@@ -175,7 +179,8 @@ impl Dataplane for Kernel {
     fn remove_everything(&mut self) -> Result<(), DataplaneError> {
         let deletions: Vec<Change> =
             self.nat.observe()?.ledger.into_iter().map(Change::DeleteService).collect();
-        let failed = match self.ipvs.apply(&deletions.iter().collect::<Vec<_>>()) {
+        let Self { sysctls, ipvs, .. } = self;
+        let failed = match sysctls.expiring(|| ipvs.apply(&deletions.iter().collect::<Vec<_>>())) {
             // Without IPVS there are no services.
             Err(DataplaneError::IpvsUnavailable) => Vec::new(),
             result => result?,

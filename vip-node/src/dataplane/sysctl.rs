@@ -16,14 +16,19 @@ use super::kept::Kept;
 
 /// A name below `net`, with `.` between its parts, and the value that it should have.
 ///
-/// `vs.conntrack` lets connections through IPVS be masqueraded; `ip_forward` lets packets through to pods; the other two end a
-/// client's connection to a removed backend, and its persistence, instead of sending it there for ever.
+/// `vs.conntrack` lets connections through IPVS be masqueraded; `ip_forward` lets packets through to pods;
+/// `vs.expire_quiescent_template` ends a client's persistence to a removed backend instead of sending it there for ever.
 const WANTED: [(&str, &str); 4] = [
     ("net.ipv4.vs.conntrack", "1"),
     (FORWARDING, "1"),
-    ("net.ipv4.vs.expire_nodest_conn", "1"),
+    (EXPIRY, "0"),
     ("net.ipv4.vs.expire_quiescent_template", "1"),
 ];
+
+/// Whether the kernel ends the connections to destinations that are removed (`ip_vs_ctl.c`: `expire_nodest_conn_work`, since Linux
+/// 5.9). Clients of a backend that is gone need that, and those of all backends must be spared it when somebody else flushes IPVS:
+/// their connections go on when the destinations are back. So it is 1 only while we remove some, see [`Sysctls::expiring`].
+const EXPIRY: &str = "net.ipv4.vs.expire_nodest_conn";
 
 /// Set and never put back: a network plugin or a container runtime that found it as it needs it has left it alone, and pods
 /// would lose their network with it.
@@ -61,22 +66,42 @@ impl Sysctls {
         for (name, value) in WANTED {
             let path = self.path(name);
             let found = fs::read_to_string(&path).map(|text| text.trim().to_owned());
-            if found.as_ref().is_ok_and(|found| found == value) {
+            let is_right = found.as_ref().is_ok_and(|found| found == value);
+            // Whether one can be written shows only when it is.
+            if is_right && name != EXPIRY {
                 continue;
             }
-            if let Ok(found) = found
+            if let Ok(found) = &found
+                && !is_right
                 && name != FORWARDING
-                && let Err(error) = self.remember(name, &found)
+                && let Err(error) = self.remember(name, found)
             {
                 warn!(name, found, %error, "a sysctl will not be put back: its value cannot be kept");
             }
-            fs::write(&path, value).map_err(|error| DataplaneError::SysctlNotSet {
-                name,
-                value,
-                text: format!("can't write {}: {error}", path.display()),
-            })?;
+            let Err(error) = fs::write(&path, value) else { continue };
+            // Where it stays 1, connections end when somebody flushes IPVS, and nothing else is amiss.
+            let does = name == EXPIRY && found.is_ok_and(|found| found == "1");
+            if !does {
+                return Err(DataplaneError::SysctlNotSet {
+                    name,
+                    value: if name == EXPIRY { "1" } else { value },
+                    text: format!("can't write {}: {error}", path.display()),
+                });
+            }
         }
         Ok(())
+    }
+
+    /// Does work that removes destinations, and has the kernel end their connections.
+    pub(super) fn expiring<T>(&self, work: impl FnOnce() -> T) -> T {
+        let path = self.path(EXPIRY);
+        // One that cannot be set is 1 already.
+        let is_set = fs::write(&path, "1").is_ok();
+        let result = work();
+        if is_set && let Err(error) = fs::write(&path, "0") {
+            warn!(name = EXPIRY, %error, "a sysctl stays 1 until the next look: connections would end with a flush of IPVS");
+        }
+        result
     }
 
     /// Puts back what was set in this boot and is still as it was set: what somebody has changed since is theirs.
@@ -167,20 +192,20 @@ mod tests {
     }
 
     const CONNTRACK: &str = "net.ipv4.vs.conntrack";
-    const NODEST: &str = "net.ipv4.vs.expire_nodest_conn";
+    const TEMPLATE: &str = "net.ipv4.vs.expire_quiescent_template";
 
     #[test]
     fn sets_what_differs_and_puts_it_back() {
         let sysctls = sysctls("differs", "0\n");
         // Those of others are left alone, also when they are the same by chance.
-        fs::write(sysctls.path(NODEST), "1").unwrap();
+        fs::write(sysctls.path(TEMPLATE), "1").unwrap();
         sysctls.set().unwrap();
         assert!(WANTED.iter().all(|(name, value)| sysctls.read(name) == *value));
         // Set again after somebody changed it: what was there at first counts.
         fs::write(sysctls.path(CONNTRACK), "7").unwrap();
         sysctls.set().unwrap();
         sysctls.put_back().unwrap();
-        assert_eq!([CONNTRACK, NODEST, FORWARDING].map(|name| sysctls.read(name)), ["0", "1", "1"]);
+        assert_eq!([CONNTRACK, TEMPLATE, FORWARDING].map(|name| sysctls.read(name)), ["0", "1", "1"]);
         // Nothing is left to put back.
         fs::write(sysctls.path(CONNTRACK), "1").unwrap();
         sysctls.put_back().unwrap();
@@ -194,21 +219,17 @@ mod tests {
         sysctls.set().unwrap();
         fs::write(sysctls.path(CONNTRACK), "2").unwrap();
         sysctls.put_back().unwrap();
-        assert_eq!([CONNTRACK, NODEST].map(|name| sysctls.read(name)), ["2", "0"]);
+        assert_eq!([CONNTRACK, TEMPLATE].map(|name| sysctls.read(name)), ["2", "0"]);
         sysctls.set().unwrap();
         let file = sysctls.file.clone().unwrap().path().to_owned();
         let text = fs::read_to_string(&file).unwrap();
         assert_eq!(
             text.lines().skip(1).collect::<Vec<_>>(),
-            [
-                "net.ipv4.vs.conntrack 2",
-                "net.ipv4.vs.expire_nodest_conn 0",
-                "net.ipv4.vs.expire_quiescent_template 0"
-            ]
+            ["net.ipv4.vs.conntrack 2", "net.ipv4.vs.expire_quiescent_template 0"]
         );
         fs::write(&file, format!("another{text}")).unwrap();
         sysctls.put_back().unwrap();
-        assert_eq!(sysctls.read(NODEST), "1");
+        assert_eq!(sysctls.read(TEMPLATE), "1");
         assert!(!file.exists());
         sysctls.gone();
     }
@@ -216,11 +237,29 @@ mod tests {
     #[test]
     fn leaves_alone_what_is_right() {
         let sysctls = sysctls("right", "1\n");
+        fs::write(sysctls.path(EXPIRY), "0").unwrap();
         let written = || fs::metadata(sysctls.path(FORWARDING)).unwrap().modified().unwrap();
         let before = written();
         sysctls.set().unwrap();
         assert_eq!(written(), before);
         assert!(!sysctls.file.as_ref().unwrap().path().exists());
+        sysctls.gone();
+    }
+
+    #[test]
+    fn connections_end_only_while_something_is_removed() {
+        let sysctls = sysctls("expiring", "1\n");
+        sysctls.set().unwrap();
+        assert_eq!(sysctls.read(EXPIRY), "0");
+        assert_eq!(sysctls.expiring(|| sysctls.read(EXPIRY)), "1");
+        assert_eq!(sysctls.read(EXPIRY), "0");
+        sysctls.put_back().unwrap();
+        assert_eq!(sysctls.read(EXPIRY), "1", "as it was");
+        // A file that cannot be written: a folder in its place can't even be read.
+        fs::remove_file(sysctls.path(EXPIRY)).unwrap();
+        fs::create_dir(sysctls.path(EXPIRY)).unwrap();
+        let words = sysctls.set().unwrap_err().to_string();
+        assert!(words.contains("`sysctl -w net.ipv4.vs.expire_nodest_conn=1`"), "{words}");
         sysctls.gone();
     }
 
