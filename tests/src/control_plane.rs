@@ -129,7 +129,7 @@ impl ControlPlane<'_> {
                 command.arg("--service-account-private-key-file").arg(pki.join("sa.key"));
                 command.arg("--root-ca-file").arg(pki.join("ca.crt"));
                 command.args(["--use-service-account-credentials", "--allocate-node-cidrs=false"]);
-                command.args(["--node-monitor-period", "1s", "--node-monitor-grace-period", "8s"]);
+                command.args(["--node-monitor-period", "1s", "--node-monitor-grace-period", "16s"]);
             }
             self.daemon(program).start(&mut command)?;
         }

@@ -89,7 +89,7 @@ spec:
         imagePullPolicy: Never
         args: [netexec, --http-port=8080, --udp-port=8081]
         ports: [{{name: http, containerPort: 8080}}, {{name: udp, containerPort: 8081, protocol: UDP}}]
-        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 2}}
+        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 2, timeoutSeconds: 5}}
 "
         )
     }

@@ -43,6 +43,8 @@ pub(super) fn run(folder: &Path, number: u8) -> Result<()> {
     kubelet.args(["--config", "/run/lab/kubelet.json", "--root-dir", "/var/lib/kubelet"]);
     kubelet.args(["--hostname-override", &name, "--kubeconfig"]).arg(&kubeconfig);
     kubelet.arg(format!("--node-ip={},{}", address(number), address6(number)));
+    // Each counts the machine's processes, those of all nodes.
+    kubelet.args(["--housekeeping-interval", "60s"]);
     let proxy_kubeconfig = folder.join("pki").join(format!("{name}-proxy.conf"));
     // Without iptables it has no rules of a former mode to look for, by dozens of slow processes. It still flushes IPVS.
     let tools = Path::new("/run/lab/bin");
@@ -162,7 +164,8 @@ fn configure(folder: &Path, number: u8, name: &str) -> Result<()> {
         },
         "authorization": {"mode": "Webhook"},
         "resolvConf": "",
-        "evictionHard": {"memory.available": "10Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
+        // Without thresholds nothing is measured for them.
+        "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
         "nodeStatusUpdateFrequency": "4s",
         "localStorageCapacityIsolation": false,
     });

@@ -15,8 +15,8 @@ use lab::{
 
 use super::{Exposed, SOON, check_alone, installed, web};
 
-/// Requests every 20 ms, as an impatient client would.
-const EVERY: Duration = Duration::from_millis(20);
+/// Between two requests of an impatient client.
+const EVERY: Duration = Duration::from_millis(50);
 
 /// Kubernetes calls the endpoints of a lost node ready for 40 seconds: half of that is watched.
 const WATCHED: Duration = Duration::from_secs(20);

@@ -69,7 +69,7 @@ fn an_ipv6_address_serves_all_pods_and_goes_on_when_its_owner_is_drained() {
         }
         ensure!(lab.client().tcp_refused((vip, 10250).into())?, "the kubelet answers at the virtual IP");
 
-        let watch = lab.client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(20))?;
+        let watch = lab.client().limit(Duration::from_secs(1)).watch(&url, Duration::from_millis(50))?;
         watch.wait_answers(50, SOON)?;
         let drained = Drained::new(lab, &owner.node)?;
         let next = product::wait_one_owner(lab, vip, SOON)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 use vip_core::api::VrrpState;
 
@@ -19,8 +19,9 @@ use crate::link::{self, Elect, Order, OrderSender, Report, ReportReceiver, Word}
 const RETRY: Duration = Duration::from_millis(50);
 /// The silence after which vrrp is taken for hung, where it is master in no election.
 const IDLE: Duration = Duration::from_secs(5);
-/// A timer that fires so much too late tells of a pause of this process itself.
-const LATE: Duration = Duration::from_millis(50);
+/// Silence is counted in so many naps of this process: one during which it was paused itself counts as no longer than the
+/// others, for vrrp may have been paused with it.
+const NAPS: u32 = 4;
 
 /// The other process of this node.
 pub struct Partner {
@@ -97,13 +98,14 @@ impl Link {
     async fn listen(&self, mut receiver: ReportReceiver) {
         let mut last = Report::default();
         let mut heard = Instant::now();
+        let mut naps = 0;
         let mut hung = false;
         loop {
-            let patience = self.patience(&last);
+            let nap = self.patience(&last) / NAPS;
             tokio::select! {
                 biased;
                 word = receiver.recv() => {
-                    heard = Instant::now();
+                    (heard, naps) = (Instant::now(), 0);
                     match word {
                         Some(Word::Report(report)) => last = *report,
                         Some(Word::Alive) if !hung => continue,
@@ -116,10 +118,9 @@ impl Link {
                     hung = false;
                     self.publish.send_replace(Some(last.clone()));
                 }
-                () = sleep_until(heard + patience), if !hung => {
-                    if heard.elapsed() > patience + LATE {
-                        // It was this process that was paused: what vrrp said meanwhile is about to be read.
-                        heard = Instant::now();
+                () = sleep(nap), if !hung => {
+                    naps += 1;
+                    if naps < NAPS {
                         continue;
                     }
                     hung = true;
