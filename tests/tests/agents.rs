@@ -259,6 +259,21 @@ fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named(
 }
 
 #[test]
+fn an_address_that_another_program_takes_off_is_put_back_and_told() -> Result<()> {
+    let segment = Segment::new(3)?;
+    let scene = Scene::new(server()?, &segment, 2, "100ms")?;
+    let vip = Ipv4Addr::new(10, 87, 2, 69);
+    scene.reserve(vip)?;
+    let owner = scene.owner(vip)?;
+    let node = &scene.nodes[owner];
+    scene.wait_status(vip, &node.name)?;
+    node.host.netns().ip(&format!("address delete {vip}/32 dev eth0"))?;
+    scene.event("Repaired", &format!("{vip} was taken off {} by another program", node.name))?;
+    ensure!(scene.bound(vip)? == [owner], "bound on {:?}", scene.bound(vip)?);
+    Ok(())
+}
+
+#[test]
 fn an_address_that_a_node_has_by_other_means_is_bound_by_none_and_the_node_is_named() -> Result<()> {
     let segment = Segment::new(3)?;
     let scene = Scene::new(server()?, &segment, 2, "100ms")?;

@@ -5,6 +5,8 @@
 mod agent;
 #[path = "cluster/failover.rs"]
 mod failover;
+#[path = "cluster/growth.rs"]
+mod growth;
 #[path = "cluster/install.rs"]
 mod install;
 #[path = "cluster/ipv6.rs"]

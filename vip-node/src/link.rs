@@ -63,6 +63,8 @@ pub struct Report {
     pub claims: Vec<Claim>,
     /// Refused advertisements by kind since the start.
     pub refused: BTreeMap<String, u64>,
+    /// How often each address was taken off by another program, and put back, since the start.
+    pub repaired: BTreeMap<IpAddr, u64>,
     /// Why the agent's last order could not be taken: the one before it stands.
     pub untaken: Option<String>,
     /// Set once the process was asked to end: the elections are being left.

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Node, command::Output, product};
+use lab::{
+    Node,
+    command::{self, Output},
+    product,
+};
 
-use super::{Exposed, check_alone, installed};
+use super::{Exposed, SOON, check_alone, installed};
 
 /// Makes an IPVS service, an address and an nftables table that are not ours; those of an earlier run go first.
 pub(super) fn plant(node: &Node<'_>) -> Result<()> {
@@ -74,6 +78,12 @@ fn kube_proxy_flushes_ipvs_and_every_entry_is_back_within_a_second() {
         }
         ensure!(product::destinations(&node, exposed.vip, 80)?.len() == 3, "not every destination is back");
         lab.client().get(&exposed.url())?;
+        let about = format!("reason=Repaired,involvedObject.name={}", node.name());
+        command::until("an Event of the repair", SOON, || {
+            let events =
+                lab.kubectl(["get", "events", "-A", "--field-selector", &about, "-o", "name"])?.ok()?;
+            Ok((!events.text().is_empty()).then_some(()))
+        })?;
         exposed.remove(lab)
     });
 }

@@ -53,6 +53,8 @@ pub struct Programmed {
     pub firewalls: Arc<BTreeSet<String>>,
     /// Open connections to what is behind the addresses that are bound here. Of the moment: that they change wakes nobody.
     pub connections: Arc<Counts>,
+    /// How often something of ours was gone from the kernel or changed by another program, and put right, since the start.
+    pub repairs: u64,
     /// What keeps this node from being programmed at all.
     pub trouble: Option<Trouble>,
 }
@@ -370,6 +372,7 @@ impl<D: Dataplane> Worker<D> {
             substituted: Arc::new(substituted),
             firewalls: Arc::clone(&self.firewalls),
             connections: self.census.counts(),
+            repairs: self.publish.borrow().repairs,
             ..Programmed::default()
         };
         let observed = match known.map_or_else(|| self.dataplane.observe(), Ok) {
@@ -387,9 +390,14 @@ impl<D: Dataplane> Worker<D> {
         };
         self.failures = 0;
         let plan = plan(&desired, &observed).first(&self.owned);
-        if self.publish.borrow().generation.is_none() {
+        let last = self.publish.borrow().generation;
+        if last.is_none() {
             let (found, steps) = (observed.ledger.len(), plan.changes.len());
             info!(found, steps, "services of ours found in the kernel, steps to what they should be");
+        }
+        // Once all was as desired, only others can have changed it.
+        if whole && last == Some(*generation) && self.reported.is_none() && !plan.changes.is_empty() {
+            state.repairs += 1;
         }
         let mut mirror = observed;
         let mut refused = BTreeMap::new();

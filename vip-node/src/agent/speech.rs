@@ -2,6 +2,7 @@
 //! what is new. Nothing here waits: all goes to the [`Writer`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
@@ -57,7 +58,10 @@ pub struct Speaker {
     /// Virtual IPs that are left to another machine.
     in_use: BTreeSet<String>,
     /// Routers of others that were told.
-    foreign: BTreeSet<(String, u8, std::net::IpAddr)>,
+    foreign: BTreeSet<(String, u8, IpAddr)>,
+    /// Repairs that were told: of addresses, and of the kernel's tables. `None` until those of former times are known.
+    repaired: Option<BTreeMap<IpAddr, u64>>,
+    repairs: u64,
 }
 
 impl Speaker {
@@ -70,6 +74,8 @@ impl Speaker {
             conflicts: BTreeSet::new(),
             in_use: BTreeSet::new(),
             foreign: BTreeSet::new(),
+            repaired: None,
+            repairs: 0,
         }
     }
 
@@ -79,6 +85,7 @@ impl Speaker {
         self.speak_for_node(scene, &mut outbox);
         self.speak_for_owned(scene, &mut outbox);
         self.speak_for_conflicts(scene, &mut outbox);
+        self.speak_of_repairs(scene);
         self.speak_for_orphans(scene, &mut outbox);
         if is_scribe(scene) {
             speak_for_pools(scene, &mut outbox);
@@ -168,6 +175,38 @@ impl Speaker {
             told.insert(key);
         }
         self.conflicts = told;
+    }
+
+    /// What others have taken away, and we have put back.
+    fn speak_of_repairs(&mut self, scene: &Scene<'_>) {
+        let own = scene.view.nodes.iter().find(|node| node.name_any() == scene.node);
+        if let Some(own) = own.filter(|_| scene.programmed.repairs != self.repairs) {
+            let note = format!(
+                "what {} has in IPVS and nftables was changed by another program, and is put right",
+                scene.node
+            );
+            self.writer.tell(Happening {
+                about: own.object_ref(&()),
+                warning: true,
+                reason: "Repaired".to_owned(),
+                note,
+            });
+            self.repairs = scene.programmed.repairs;
+        }
+        let Some(report) = scene.report else { return };
+        let known = self.repaired.replace(report.repaired.clone());
+        let Some(known) = known else { return };
+        for plan in &scene.desired.vips {
+            let Some(address) = plan.address else { continue };
+            let count = |of: &BTreeMap<IpAddr, u64>| of.get(&address).copied().unwrap_or_default();
+            let (Some(vip), true) = (scene.view.vip(&plan.name), count(&report.repaired) > count(&known))
+            else {
+                continue;
+            };
+            let note =
+                format!("{} was taken off {} by another program, and is put back", plan.name, scene.node);
+            self.tell(vip, true, "Repaired", note);
+        }
     }
 
     fn speak_for_orphans(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {

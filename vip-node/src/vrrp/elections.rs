@@ -117,6 +117,8 @@ pub struct Elections {
     /// Addresses that are left to another machine, and when to probe again.
     yielded: BTreeMap<(RouterId, IpAddr), Duration>,
     heard: Heard,
+    /// How often each address was taken off by another program and put back.
+    repaired: BTreeMap<IpAddr, u64>,
     news: News,
     look: Duration,
     /// When work was done last.
@@ -170,6 +172,7 @@ impl Elections {
             proven: BTreeSet::new(),
             yielded: BTreeMap::new(),
             heard: Heard::default(),
+            repaired: BTreeMap::new(),
             news: News::default(),
             look: LOOK,
             worked: Duration::ZERO,

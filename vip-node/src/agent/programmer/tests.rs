@@ -103,6 +103,7 @@ fn what_others_flush_is_put_back_and_never_looks_lost() {
     let mut states = programmer.state();
     kernel.meddle(|tables| tables.services.clear());
     until(|| kernel.tables() == tables(3));
+    wait(&programmer, |s| s.repairs == 1);
     assert!(states.borrow_and_update().serves(&[key(80)]) == Some(true));
 }
 

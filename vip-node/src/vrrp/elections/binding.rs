@@ -164,6 +164,8 @@ impl Elections {
     fn put_back(&mut self, key: Key) {
         if let Some(id) = self.bindings.lost(key) {
             info!(address = %key.1, interface = id.interface, "was taken off by another program, putting it back");
+            *self.repaired.entry(key.1).or_default() += 1;
+            self.news.later(self.now());
         }
     }
 

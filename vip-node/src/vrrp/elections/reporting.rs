@@ -110,6 +110,7 @@ impl Elections {
             foreign: self.heard.foreign(now),
             claims: self.claims.report(now),
             refused: self.heard.refused(),
+            repaired: self.repaired.clone(),
             untaken: self.untaken.clone(),
             stopping: self.stopping,
         }
