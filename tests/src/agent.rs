@@ -28,9 +28,13 @@ impl<'a> Agent<'a> {
         self.node.process("agent")
     }
 
-    /// Stops its process where it is: from now on it sees nothing.
-    pub fn pause(&self) -> Result<()> {
-        self.lab.vm().exec(&format!("kill -STOP {}", self.process()?))?.ok().map(drop)
+    /// Stops its process where it is, so that it does not see what is done then, and ends it without a word.
+    pub fn kill_after(&self, unseen: impl FnOnce() -> Result<()>) -> Result<()> {
+        let process = self.process()?;
+        self.lab.vm().exec(&format!("kill -STOP {process}"))?.ok()?;
+        let outcome = unseen();
+        self.lab.vm().exec(&format!("kill -9 {process}"))?.ok()?;
+        outcome
     }
 
     /// Ends its process without a word.

@@ -5,8 +5,6 @@
 mod agent;
 #[path = "cluster/failover.rs"]
 mod failover;
-#[path = "cluster/growth.rs"]
-mod growth;
 #[path = "cluster/install.rs"]
 mod install;
 #[path = "cluster/ipv6.rs"]

@@ -35,9 +35,7 @@ pub(super) fn command(folder: &Path, shared: &[Shared<'_>], init: &str) -> Resul
     let kernel = kernel::find()?;
     let initramfs = folder.join("run/initramfs");
     fs::write(&initramfs, archive(&kernel, shared, init)?)?;
-    // Compilers beside it must not make its clocks late.
-    let mut qemu = Command::new("nice");
-    qemu.args(["-n", "-10", "qemu-system-x86_64"]);
+    let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-name", "kubectl-vip-lab", "-machine", "q35", "-smp", "2", "-m", "8G"]);
     match env::var("LAB_ACCEL").as_deref() {
         Ok("kvm") => qemu.args(["-accel", "kvm", "-cpu", "host"]),

@@ -84,12 +84,14 @@ struct Silence {
     interval: Duration,
     /// When the master said first that it gives up; it says so again each interval for as long as it still serves.
     given: Option<Duration>,
+    /// It began anew after a pause of our own.
+    again: bool,
 }
 
 impl Silence {
     /// Nothing has been heard since a moment.
     fn since(since: Duration, missed: u32, interval: Duration) -> Self {
-        Self { since, missed, interval, given: None }
+        Self { since, missed, interval, given: None, again: false }
     }
 }
 
@@ -185,6 +187,11 @@ impl Router {
         }
         match (self.state, self.handover) {
             (VrrpState::Init, _) => Vec::new(),
+            (VrrpState::Backup, _) if self.has_slept(now) => {
+                self.silence = Silence { since: now, again: true, ..self.silence };
+                self.deadline = Some(self.down());
+                Vec::new()
+            }
             // (section 6.4.2: the Active_Down_Timer fires)
             (VrrpState::Backup, _) => {
                 let lost = self.master.filter(|_| self.lower.is_none_or(|lower| now >= self.dead(lower)));
@@ -433,7 +440,7 @@ impl Router {
     /// When a backup takes over. One that preempts waits for the delay too while a lower master is heard, and until that
     /// one is dead at most.
     fn down(&self) -> Duration {
-        let Silence { since, missed, interval, given } = self.silence;
+        let Silence { since, missed, interval, given, .. } = self.silence;
         let skew = timers::skew(self.config.priority, interval);
         if let Some(given) = given.filter(|_| self.reserve) {
             // It was no offer when it lasts for longer than one, nor when it is not repeated.
@@ -495,6 +502,13 @@ impl Router {
     /// going on would move the addresses a second time.
     fn was_silent(&self, now: Duration) -> bool {
         now.saturating_sub(self.spoken) > self.config.interval * 2
+    }
+
+    /// Whether this backup was late itself (a paused process), so that the silence may be its own: where all nodes were paused, as
+    /// virtual machines on one host are, the master lives and is about to speak. One listens anew once in a silence.
+    fn has_slept(&self, now: Duration) -> bool {
+        let late = self.deadline.is_some_and(|due| now.saturating_sub(due) >= self.silence.interval / 2);
+        late && self.master.is_some() && self.lower.is_none() && !self.silence.again
     }
 
     /// Whether the advertisement that is due now comes so late that the others have missed as many as it takes. Before that

@@ -32,9 +32,9 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
 
     let agent = Agent::on(lab, before.number);
     let restarts = agent.restarts()?;
-    agent.pause()?;
-    lab.kubectl(["vip", "expose", "svc/missed", "-n", NAMESPACE, "--wait=false"])?.ok()?;
-    agent.kill()?;
+    let miss =
+        || lab.kubectl(["vip", "expose", "svc/missed", "-n", NAMESPACE, "--wait=false"])?.ok().map(drop);
+    agent.kill_after(miss)?;
     let clock = Instant::now();
     agent.wait_restart(restarts)?;
     println!(

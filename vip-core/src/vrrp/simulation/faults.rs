@@ -157,3 +157,28 @@ fn listens(seed: u64, traced: bool) -> Result<(), String> {
         format!("{second} did not stay: {record:?}")
     })
 }
+
+/// Nodes that all stood still at once, as virtual machines on one host do, go on as before: the silence was their own.
+#[test]
+fn after_a_pause_of_all_nodes_the_owner_is_the_same() {
+    explore(stands_still, &[], 500);
+}
+
+fn stands_still(seed: u64, traced: bool) -> Result<(), String> {
+    let mut random = Random(seed);
+    let (count, interval) = (count(&mut random), interval(&mut random));
+    let mut lan = lan(count, interval, random, traced);
+    lan.run(lan.down() * 2);
+    let owner = lan.owner()?;
+    for host in 0..count {
+        lan.pause(host);
+    }
+    let time = lan.down() + interval / 2 + lan.random.time(interval * 50);
+    lan.run(time);
+    for host in 0..count {
+        lan.resume(host);
+    }
+    lan.run(lan.down() * 2);
+    let now = lan.owner()?;
+    holds(now == owner, || format!("{now} took over from {owner}"))
+}
