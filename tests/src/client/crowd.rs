@@ -15,6 +15,8 @@ use anyhow::{Result, anyhow};
 
 use super::{Client, Report, Watch};
 
+/// Between two requests of one client.
+const EVERY: Duration = Duration::from_millis(40);
 /// Clients that send datagrams beside one that opens connections: an emulated machine carries no more of those, with kubelets
 /// that start containers beside.
 const DATAGRAMS: usize = 7;
@@ -23,17 +25,17 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Between two requests on a connection that stays open.
 const PAUSE: Duration = Duration::from_secs(8);
 
-/// Many requests: at port 80 by connections that are closed, at port 81 by datagrams.
+/// Two hundred requests in a second: at port 80 by connections that are closed, at port 81 by datagrams.
 #[derive(Debug)]
 pub struct Requests(Vec<Watch>);
 
 impl Requests {
-    /// Starts eight clients with so long between two requests of each, and waits until they are answered.
-    pub fn start(client: &Client, vip: IpAddr, every: Duration) -> Result<Self> {
+    /// Starts them, and waits until they are answered.
+    pub fn start(client: &Client, vip: IpAddr) -> Result<Self> {
         let mut urls = vec![format!("http://{}/hostname", SocketAddr::new(vip, 80))];
         urls.resize(1 + DATAGRAMS, format!("udp://{}/hostname", SocketAddr::new(vip, 81)));
         let watch = |url: String| {
-            let watch = client.clone().limit(LIMIT).watch(&url, every)?;
+            let watch = client.clone().limit(LIMIT).watch(&url, EVERY)?;
             watch.wait_answers(20, Duration::from_secs(60))?;
             Ok(watch)
         };

@@ -94,7 +94,7 @@ impl Speaker {
     }
 
     fn speak_for_node(&mut self, scene: &Scene<'_>, outbox: &mut Outbox) {
-        let own = scene.view.nodes.iter().find(|node| node.name_any() == scene.node);
+        let own = own_node(scene);
         let previous = own.and_then(|node| node.status.as_ref());
         let carried = scene.desired.vips.iter().filter(|plan| plan.is_carried());
         let carried = carried.filter_map(|plan| plan.address).collect();
@@ -119,8 +119,7 @@ impl Speaker {
                  our pool another identifier",
                 one.address, one.id.vrid, one.priority, one.id.interface
             );
-            let about = own.object_ref(&());
-            self.writer.tell(Happening { about, warning: true, reason: "ForeignRouter".to_owned(), note });
+            self.warn_of_node(own, "ForeignRouter", note);
         }
         self.foreign = foreign.into_keys().collect();
     }
@@ -179,18 +178,12 @@ impl Speaker {
 
     /// What others have taken away, and we have put back.
     fn speak_of_repairs(&mut self, scene: &Scene<'_>) {
-        let own = scene.view.nodes.iter().find(|node| node.name_any() == scene.node);
-        if let Some(own) = own.filter(|_| scene.programmed.repairs != self.repairs) {
+        if let Some(own) = own_node(scene).filter(|_| scene.programmed.repairs != self.repairs) {
             let note = format!(
                 "what {} has in IPVS and nftables was changed by another program, and is put right",
                 scene.node
             );
-            self.writer.tell(Happening {
-                about: own.object_ref(&()),
-                warning: true,
-                reason: "Repaired".to_owned(),
-                note,
-            });
+            self.warn_of_node(own, "Repaired", note);
             self.repairs = scene.programmed.repairs;
         }
         let Some(report) = scene.report else { return };
@@ -235,10 +228,20 @@ impl Speaker {
         }
     }
 
+    fn warn_of_node(&self, node: &VIPNode, reason: &str, note: String) {
+        let about = node.object_ref(&());
+        self.writer.tell(Happening { about, warning: true, reason: reason.to_owned(), note });
+    }
+
     fn tell(&self, vip: &VirtualIP, warning: bool, reason: impl Into<String>, note: String) {
         let about = vip.object_ref(&());
         self.writer.tell(Happening { about, warning, reason: reason.into(), note });
     }
+}
+
+/// What this node has written of itself.
+fn own_node<'a>(scene: &Scene<'a>) -> Option<&'a VIPNode> {
+    scene.view.nodes.iter().map(AsRef::as_ref).find(|node: &&VIPNode| node.name_any() == scene.node)
 }
 
 /// The routers in which this node is master.

@@ -12,8 +12,6 @@ use lab::{Agent, Crowd, Lab, Requests, product, workload::Workload};
 use super::{NAMESPACE, SOON};
 
 const CONNECTIONS: usize = 50;
-/// Between two requests of each of eight clients: together two hundred in a second.
-const EVERY: Duration = Duration::from_millis(40);
 /// The steps to a new virtual IP: its guard, and for each of two ports its entry in the list of what is ours, a service and
 /// three destinations.
 const MISSED: usize = 1 + 2 * (1 + 1 + 3);
@@ -25,7 +23,7 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     let vip: Ipv4Addr = product::address_of(lab, NAMESPACE, "web")?;
     let before = product::wait_one_owner(lab, vip, SOON)?;
     web.add_service("missed", 80)?;
-    let requests = Requests::start(&lab.client(), vip.into(), EVERY)?;
+    let requests = Requests::start(&lab.client(), vip.into())?;
     let crowd = Crowd::gather(&lab.client(), (vip, 80).into(), CONNECTIONS)?;
     let arp = lab.arp_watch(vip);
     println!("agents killed, 200 requests a second and {CONNECTIONS} connections that stay open:");
@@ -67,7 +65,7 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
 pub fn rolled(lab: &Lab) -> Result<()> {
     let vip: Ipv4Addr = product::address_of(lab, NAMESPACE, "web")?;
     let before = product::wait_one_owner(lab, vip, SOON)?;
-    let requests = Requests::start(&lab.client(), vip.into(), EVERY)?;
+    let requests = Requests::start(&lab.client(), vip.into())?;
     let (arp, clock) = (lab.arp_watch(vip), Instant::now());
     lab.kubectl(["rollout", "restart", "-n", "kubectl-vip", "daemonset/vip-node"])?.ok()?;
     product::wait_rollout(lab)?;
