@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use kube::client::AuthError;
+use kube::client::oidc_errors::{self, RefreshInitError};
 use kube::core::Status;
 
 use crate::output;
@@ -150,9 +151,24 @@ fn login(error: &AuthError) -> Failure {
             let said = String::from_utf8_lossy(&out.stderr);
             format!("{cmd:?} of the kubeconfig failed: {}", said.trim())
         }
+        AuthError::Oidc(error) => expired(error),
         error => plain(&innermost(error)),
     };
     Failure::new(format!("cannot log in to the cluster: {why}"))
+}
+
+/// What the kubeconfig's OIDC login lacks.
+fn expired(error: &oidc_errors::Error) -> String {
+    const EXPIRED: &str = "the OIDC token of the kubeconfig has expired";
+    match error {
+        oidc_errors::Error::RefreshInit(RefreshInitError::MissingField(field)) => {
+            format!("{EXPIRED}, and there is no {field} to renew it: log in again")
+        }
+        oidc_errors::Error::RefreshInit(_) | oidc_errors::Error::Refresh(_) => {
+            format!("{EXPIRED}, and could not be renewed: {}", plain(&innermost(error)))
+        }
+        error => format!("the OIDC token of the kubeconfig: {}", plain(&innermost(error))),
+    }
 }
 
 fn connection(error: &(dyn std::error::Error + 'static)) -> Failure {

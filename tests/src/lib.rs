@@ -53,6 +53,6 @@ pub use agent::Agent;
 pub use client::{Client, Crowd, Report, Requests, Response, Watch};
 pub use command::Output;
 pub use lab::{Lab, Node, Parts, VmHandle, api, cluster, down_all};
-pub use segment::{Cutter, Host, Injector, Segment};
+pub use segment::{Cutter, Host, Segment};
 pub use server::Server;
 pub use terminal::Terminal;

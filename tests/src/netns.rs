@@ -2,6 +2,8 @@
 
 use std::{
     fs::{self, File},
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
     os::unix::fs::MetadataExt,
     panic,
     path::PathBuf,
@@ -16,6 +18,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::command::{self, Output, ip};
 
@@ -75,6 +78,17 @@ impl Netns {
         self.run(|| command::spawn(command))?
     }
 
+    /// Makes ready to send datagrams of VRRP's protocol to its group over IPv4, with any TTL.
+    pub fn injector(&self, interface: &str, ttl: u8) -> Result<Injector> {
+        let open = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(112)))?;
+            socket.set_multicast_ttl_v4(ttl.into())?;
+            socket.bind_device(Some(interface.as_bytes()))?;
+            Ok(socket)
+        };
+        Ok(Injector(self.run(open)?.context("can't open a raw socket (are you root?)")?))
+    }
+
     /// Whether a process is in this namespace. A zombie is nowhere.
     pub fn contains(&self, pid: u32) -> bool {
         let inode = |path: PathBuf| fs::metadata(path).map(|data| (data.dev(), data.ino())).ok();
@@ -114,6 +128,19 @@ impl Netns {
 
     fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
+    }
+}
+
+/// Sends what a host would send, and what it would not.
+#[derive(Debug)]
+pub struct Injector(Socket);
+
+impl Injector {
+    /// Sends a datagram.
+    pub fn send(&self, payload: &[u8]) -> Result<()> {
+        let group = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 18), 0);
+        self.0.send_to(payload, &group.into()).context("can't send")?;
+        Ok(())
     }
 }
 

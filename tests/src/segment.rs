@@ -3,14 +3,13 @@
 use std::{
     fs,
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr},
     process::{self, Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     arp,
@@ -18,7 +17,7 @@ use crate::{
     command::{self, Output},
     lab::Lab,
     lan::{GATEWAY, GATEWAY6},
-    netns::Netns,
+    netns::{Injector, Netns},
 };
 
 /// Where frames are dropped: nftables' table in the namespace of the bridge.
@@ -220,19 +219,6 @@ impl Cutter {
     }
 }
 
-/// Sends what a host would send, and what it would not.
-#[derive(Debug)]
-pub struct Injector(Socket);
-
-impl Injector {
-    /// Sends a datagram.
-    pub fn send(&self, payload: &[u8]) -> Result<()> {
-        let group = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 18), 0);
-        self.0.send_to(payload, &group.into()).context("can't send")?;
-        Ok(())
-    }
-}
-
 impl Drop for Segment {
     fn drop(&mut self) {
         for netns in self.hosts.iter().map(|host| &host.netns).chain([&self.bridge]) {
@@ -288,13 +274,7 @@ impl Host {
 
     /// Makes [`Host::inject`] ready for many.
     pub fn injector(&self, ttl: u8) -> Result<Injector> {
-        let open = || -> std::io::Result<Socket> {
-            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(112)))?;
-            socket.set_multicast_ttl_v4(ttl.into())?;
-            socket.bind_device(Some(b"eth0"))?;
-            Ok(socket)
-        };
-        Ok(Injector(self.run(open)?.context("can't open a raw socket (are you root?)")?))
+        self.netns.injector("eth0", ttl)
     }
 
     /// Runs a closure on a thread that is in it.

@@ -243,7 +243,10 @@ fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named(
     })?;
     let mac = other.mac()?;
     let words = conflict["message"].as_str().context("no message")?;
-    ensure!(words.starts_with(&format!("{vip} is used by {mac} on eth0")), "{words}");
+    let nodes: Vec<&str> = scene.nodes.iter().map(|node| node.name.as_str()).collect();
+    let heard =
+        nodes.iter().any(|node| words.starts_with(&format!("{vip} is used by {mac} (eth0 on {node}): ")));
+    ensure!(heard, "{words}");
     scene.event("AddressInUse", &mac)?;
 
     // When the machine has left the address, it is bound. When it comes back, it is defended and told.

@@ -3,6 +3,8 @@
 
 #[path = "cluster/agent.rs"]
 mod agent;
+#[path = "cluster/check.rs"]
+mod check_itself;
 #[path = "cluster/failover.rs"]
 mod failover;
 #[path = "cluster/install.rs"]

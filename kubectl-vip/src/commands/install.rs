@@ -95,10 +95,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The pools as objects. One that is there already keeps what it has, and gets the addresses that it lacks.
-    fn pools(&self, lan: &Lan) -> Result<Vec<DynamicObject>> {
+    /// The pools. One that is there already keeps what it has, and gets the addresses that it lacks.
+    fn pools(&self, lan: &Lan) -> Result<Vec<VIPPool>> {
         let mut lan = lan.clone();
-        let mut objects = Vec::new();
+        let mut pools = Vec::new();
         for wanted in &self.pools {
             let before = lan.pools.iter().find(|pool| pool.name_any() == wanted.name);
             let mut pool = match before {
@@ -109,12 +109,12 @@ impl<'a> Plan<'a> {
                 pool.spec.interface = Some(interface.clone());
             }
             lan.admit(&checked(&pool)?)?;
-            objects.push(manifests::pool(&pool));
+            pools.push(pool.clone());
             // The next pool of the command line has to get along with this one.
             lan.pools.retain(|other| other.name_any() != wanted.name);
             lan.pools.push(pool);
         }
-        Ok(objects)
+        Ok(pools)
     }
 }
 
@@ -135,7 +135,7 @@ fn grown(pool: &VIPPool, more: &[String]) -> VIPPool {
 pub fn show(args: &InstallArgs, namespace: Option<&str>) -> Result<()> {
     let plan = Plan::new(&args.wanted)?;
     let mut objects = manifests::render(&plan.settings(namespace, None))?;
-    objects.extend(plan.pools(&Lan::default())?);
+    objects.extend(plan.pools(&Lan::default())?.iter().map(manifests::pool));
     print(&objects, &args.rollout.change)
 }
 
@@ -205,21 +205,20 @@ async fn prepare(
     timeout: Duration,
     skip: &[&'static Code],
 ) -> Result<Ready> {
-    let mut ready = checked_objects(cluster, settings, timeout, skip).await?;
     let lan = if plan.pools.is_empty() { Lan::default() } else { Lan::read(cluster).await? };
-    ready.pools = plan.pools(&lan)?;
-    Ok(ready)
+    checked_objects(cluster, settings, &plan.pools(&lan)?, timeout, skip).await
 }
 
-/// The objects with these settings, for a cluster in which they can work.
+/// The objects with these settings and pools, for a cluster in which they can work.
 pub async fn checked_objects(
     cluster: &Cluster,
     settings: &Settings,
+    pools: &[VIPPool],
     timeout: Duration,
     skip: &[&'static Code],
 ) -> Result<Ready> {
     let namespace = settings.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-    checks::run(cluster, namespace, skip).await?;
+    checks::run(cluster, namespace, pools, skip).await?;
     let mut objects = manifests::render(settings)?;
     if checks::foreign_namespace(cluster, namespace, timeout).await? {
         say(format!(
@@ -227,7 +226,8 @@ pub async fn checked_objects(
         ));
         objects.retain(|object| !manifests::is_kind(object, "Namespace"));
     }
-    Ok(Ready { objects, pools: Vec::new(), namespace: namespace.to_owned() })
+    let pools = pools.iter().map(manifests::pool).collect();
+    Ok(Ready { objects, pools, namespace: namespace.to_owned() })
 }
 
 /// Applies the objects and waits for the agents, as asked.
@@ -332,7 +332,8 @@ mod tests {
     fn pools(texts: &[&str]) -> Result<Vec<DynamicObject>> {
         let pools = texts.iter().map(|text| Wanted::parse(text)).collect::<Result<_>>()?;
         let flags = Flags { interface: Some("eth1".to_owned()), ..Flags::default() };
-        Plan { flags: &flags, node_selector: None, pools }.pools(&Lan::default())
+        let pools = Plan { flags: &flags, node_selector: None, pools }.pools(&Lan::default())?;
+        Ok(pools.iter().map(manifests::pool).collect())
     }
 
     #[test]
@@ -359,9 +360,9 @@ mod tests {
         let plan = Plan { flags: &Flags::default(), node_selector: None, pools: wanted };
         let mut lan = Lan::default();
         lan.pools.push(lab);
-        let objects = plan.pools(&lan).unwrap();
+        let pools = plan.pools(&lan).unwrap();
         assert_eq!(
-            objects[0].data["spec"],
+            manifests::pool(&pools[0]).data["spec"],
             json!({"addresses": ["10.0.0.0/28", "10.0.1.0/28", "10.0.0.8-10.0.0.20"], "interface": "eth0",
                    "virtualRouters": {"first": 7, "count": 2}})
         );

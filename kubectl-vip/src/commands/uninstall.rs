@@ -51,17 +51,21 @@ impl Found {
 pub async fn run(cluster: &Cluster, args: &UninstallArgs) -> Result<()> {
     let found = find(cluster).await?;
     say(format!("Uninstalling kubectl-vip from namespace {} of {}", found.namespace, cluster.name()));
+    let removal =
+        |dry_run: DryRun, is_told: bool| Removal { cluster, args, dry_run, is_told, deleted: Cell::new(0) };
     if args.dry_run == DryRun::None {
+        // Whoever may not delete a part of it learns so before anything is gone.
+        removal(DryRun::Server, false).all(&found, &mut Unclean::default()).await?;
         prompt::confirm(&question(&found, args.keep_crds), args.yes)?;
     }
-    let removal = Removal { cluster, args, deleted: Cell::new(0) };
+    let removal = removal(args.dry_run, true);
     let mut unclean = Unclean::default();
     let outcome = removal.all(&found, &mut unclean).await;
     // A removal that failed has left those nodes alone, too.
     unclean.tell();
     outcome?;
     if args.dry_run == DryRun::None && !args.keep_crds {
-        removal.gone(unclean.hint(&found.namespace)).await?;
+        removal.gone(&found.namespace, unclean.hint(&found.namespace)).await?;
     }
     Ok(())
 }
@@ -157,6 +161,9 @@ fn question(found: &Found, keep: bool) -> String {
 struct Removal<'a> {
     cluster: &'a Cluster,
     args: &'a UninstallArgs,
+    dry_run: DryRun,
+    /// Whether it says what it does.
+    is_told: bool,
     /// How many objects are deleted so far.
     deleted: Cell<usize>,
 }
@@ -164,7 +171,7 @@ struct Removal<'a> {
 impl Removal<'_> {
     /// Removes what was found, in an order in which the agents can still clean their nodes.
     async fn all(&self, found: &Found, unclean: &mut Unclean) -> Result<()> {
-        let stored = self.args.dry_run == DryRun::None;
+        let stored = self.dry_run == DryRun::None;
         if !self.args.keep_crds {
             for vip in &found.vips {
                 self.typed(&self.cluster.vips(), &vip.name_any()).await?;
@@ -201,7 +208,7 @@ impl Removal<'_> {
             for node in &found.nodes {
                 self.typed(&self.cluster.nodes(), &node.name_any()).await?;
             }
-            say("kept: the resource definitions with their pools and virtual IPs");
+            self.tell("kept: the resource definitions with their pools and virtual IPs");
         } else {
             for object in &definitions {
                 self.object(object).await?;
@@ -211,28 +218,36 @@ impl Removal<'_> {
             self.namespace(object).await?;
         }
         if self.deleted.get() == 0 {
-            say("Nothing of kubectl-vip found.");
+            self.tell("Nothing of kubectl-vip found.");
         }
         Ok(())
     }
 
+    fn tell(&self, text: impl AsRef<str>) {
+        if self.is_told {
+            say(text);
+        }
+    }
+
     fn said(&self, title: &str) {
         self.deleted.set(self.deleted.get() + 1);
-        output::line(match self.args.output {
-            Some(Named::Name) => title.to_owned(),
-            None => format!("{title} deleted{}", self.args.dry_run.suffix()),
-        });
+        if self.is_told {
+            output::line(match self.args.output {
+                Some(Named::Name) => title.to_owned(),
+                None => format!("{title} deleted{}", self.dry_run.suffix()),
+            });
+        }
     }
 
     fn params(&self) -> DeleteParams {
-        DeleteParams { dry_run: self.args.dry_run == DryRun::Server, ..DeleteParams::background() }
+        DeleteParams { dry_run: self.dry_run == DryRun::Server, ..DeleteParams::background() }
     }
 
     async fn typed<K>(&self, api: &Api<K>, name: &str) -> Result<()>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let is_there = match self.args.dry_run {
+        let is_there = match self.dry_run {
             DryRun::Client => true,
             DryRun::None | DryRun::Server => present(api.delete(name, &self.params()).await)?.is_some(),
         };
@@ -248,11 +263,10 @@ impl Removal<'_> {
         let Some(stored) = present(api.get(&name).await)? else { return Ok(()) };
         // A namesake that is somebody else's stays.
         if stored.labels().get(LABEL.0).map(String::as_str) != Some(LABEL.1) {
-            say(format!("{} is not of kubectl-vip and stays", title(object)));
+            self.tell(format!("{} is not of kubectl-vip and stays", title(object)));
             return Ok(());
         }
-        if self.args.dry_run != DryRun::Client && present(api.delete(&name, &self.params()).await)?.is_none()
-        {
+        if self.dry_run != DryRun::Client && present(api.delete(&name, &self.params()).await)?.is_none() {
             return Ok(());
         }
         self.said(&title(object));
@@ -272,7 +286,7 @@ impl Removal<'_> {
             .map(|pod| pod.name_any())
             .collect();
         if !others.is_empty() {
-            say(format!("namespace/{name} stays: pods of others run in it: {}", others.join(", ")));
+            self.tell(format!("namespace/{name} stays: pods of others run in it: {}", others.join(", ")));
             return Ok(());
         }
         self.object(object).await
@@ -326,13 +340,12 @@ impl Removal<'_> {
     }
 
     /// Waits until the definitions and the namespace are gone for good, so that an install can follow at once.
-    async fn gone(&self, hint: Option<String>) -> Result<()> {
+    async fn gone(&self, namespace: &str, hint: Option<String>) -> Result<()> {
         let definitions: Vec<DynamicObject> = manifests::render(&Settings::default())?
             .into_iter()
             .filter(|object| manifests::is_kind(object, CRD))
             .collect();
         let namespaces: Api<Namespace> = Api::all(self.cluster.client.clone());
-        let ours = ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1));
         let what = "the API server to forget them";
         let ended = wait::until(what, self.args.timeout, async || {
             for object in &definitions {
@@ -342,9 +355,9 @@ impl Removal<'_> {
                     return Ok(Look::NotYet(format!("{} is still there", title(object))));
                 }
             }
-            let list = namespaces.list(&ours).await?;
-            Ok(match list.items.iter().find(|n| n.metadata.deletion_timestamp.is_some()) {
-                Some(namespace) => Look::NotYet(format!("namespace/{} is still there", namespace.name_any())),
+            let place = namespaces.get_opt(namespace).await?;
+            Ok(match place.filter(|place| place.metadata.deletion_timestamp.is_some()) {
+                Some(_) => Look::NotYet(format!("namespace/{namespace} is still there")),
                 None => Look::Done(()),
             })
         })

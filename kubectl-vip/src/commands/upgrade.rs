@@ -25,7 +25,8 @@ pub async fn run(cluster: &Cluster, args: &UpgradeArgs) -> Result<()> {
     say(format!("Upgrading kubectl-vip {from} -> {VERSION} in namespace {namespace} of {}", cluster.name()));
 
     let rollout = &args.rollout;
-    let ready = install::checked_objects(cluster, &settings, rollout.timeout, &rollout.skip_checks).await?;
+    let ready =
+        install::checked_objects(cluster, &settings, &[], rollout.timeout, &rollout.skip_checks).await?;
     let dry_run = rollout.change.dry_run;
     // A dry run of the client asks the API server for nothing, not even for a comparison.
     if dry_run != DryRun::Client {

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::{
@@ -170,41 +170,100 @@ fn flags_say_who_asks() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// A proxy that counts who asks to be connected.
-fn proxy() -> (u16, Arc<AtomicUsize>) {
+/// A proxy that counts who asks to be connected, and learns from `ask` with whom.
+fn proxy(ask: fn(&mut TcpStream) -> Option<TcpStream>) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
     thread::spawn(move || {
         for mut near in listener.incoming().map_while(Result::ok) {
-            let head = BufReader::new(near.try_clone().unwrap());
-            let head: Vec<String> =
-                head.lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let target = head.first().and_then(|line| line.strip_prefix("CONNECT ")?.split(' ').next());
-            let Some(far) = target.and_then(|target| TcpStream::connect(target).ok()) else { continue };
+            let Some(far) = ask(&mut near) else { continue };
             counter.fetch_add(1, Ordering::Relaxed);
-            near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
             join(&near, &far);
         }
     });
     (port, count)
 }
 
+/// By HTTP: RFC 9110, 9.3.6.
+fn connect(near: &mut TcpStream) -> Option<TcpStream> {
+    let head = BufReader::new(near.try_clone().ok()?);
+    let head: Vec<String> = head.lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    let far = TcpStream::connect(head.first()?.strip_prefix("CONNECT ")?.split(' ').next()?).ok()?;
+    near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
+    Some(far)
+}
+
+/// By SOCKS 5, without a login: RFC 1928.
+fn socks(near: &mut TcpStream) -> Option<TcpStream> {
+    fn take<const N: usize>(near: &mut TcpStream) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        near.read_exact(&mut bytes).ok().map(|()| bytes)
+    }
+    let [_, methods] = take(near)?;
+    near.read_exact(&mut vec![0; methods.into()]).ok()?;
+    near.write_all(&[5, 0]).ok()?;
+    let [_, _, _, kind] = take(near)?;
+    let host = match kind {
+        1 => IpAddr::from(take::<4>(near)?).to_string(),
+        4 => IpAddr::from(take::<16>(near)?).to_string(),
+        _ => {
+            let [length] = take(near)?;
+            let mut name = vec![0; length.into()];
+            near.read_exact(&mut name).ok()?;
+            String::from_utf8(name).ok()?
+        }
+    };
+    let far = TcpStream::connect((host.as_str(), u16::from_be_bytes(take(near)?))).ok()?;
+    near.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).ok()?;
+    Some(far)
+}
+
 #[test]
 fn a_proxy_is_used_unless_the_server_is_an_exception() {
     let (lab, _guard) = installed();
-    let (port, count) = proxy();
     let server = server(lab);
     let host = server.rsplit_once(':').unwrap().0.to_owned();
-    let ask = |except: &str| {
-        let mut kubectl = lab.kubectl_command().unwrap();
-        kubectl.env("HTTPS_PROXY", format!("http://127.0.0.1:{port}")).env("NO_PROXY", except);
-        command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).and_then(Output::ok).unwrap();
-        count.swap(0, Ordering::Relaxed)
+    let kinds: [(&str, fn(&mut TcpStream) -> Option<TcpStream>); 2] = [("http", connect), ("socks5", socks)];
+    for (scheme, kind) in kinds {
+        let (port, count) = proxy(kind);
+        let ask = |except: &str| {
+            let mut kubectl = lab.kubectl_command().unwrap();
+            kubectl.env("HTTPS_PROXY", format!("{scheme}://127.0.0.1:{port}")).env("NO_PROXY", except);
+            command::run(kubectl.args(["vip", "pool", "list"]), LIMIT).and_then(Output::ok).unwrap();
+            count.swap(0, Ordering::Relaxed)
+        };
+        assert!(ask("example.org") > 0, "{scheme}");
+        assert_eq!(ask(&format!("example.org,{host}/32")), 0, "{scheme}");
+    }
+}
+
+#[test]
+fn an_oidc_login_is_used_as_long_as_it_is_valid() {
+    let (lab, _guard) = installed();
+    let (token, forbidden) = nobody(lab);
+    let folder = scratch("oidc");
+    let config = folder.join("config");
+    let login = |token: &str, more: &Value| {
+        let mut provider =
+            json!({"client-id": "kubernetes", "idp-issuer-url": "https://127.0.0.1:1", "id-token": token});
+        provider.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
+        kubeconfig(lab, &config, &json!({"auth-provider": {"name": "oidc", "config": provider}}));
+        refused(lab, &format!("pool list --kubeconfig {}", config.display()))
     };
-    assert!(ask("example.org") > 0);
-    assert_eq!(ask(&format!("example.org,{host}/32")), 0);
+    // The token of a ServiceAccount is a JWT with a date, too.
+    assert_eq!(login(&token, &json!({})), forbidden);
+    // `{}`, `{"exp":1}` and no signature that anybody checks here.
+    let (old, expired) = (
+        "e30.eyJleHAiOjF9.bm9uZQ",
+        "Error: cannot log in to the cluster: the OIDC token of the kubeconfig has expired, and",
+    );
+    let said = login(old, &json!({}));
+    assert_eq!(said, format!("{expired} there is no refresh-token to renew it: log in again"));
+    let said = login(old, &json!({"refresh-token": "x", "client-secret": "x"}));
+    assert_eq!(said, format!("{expired} could not be renewed: Connection refused"));
+    fs::remove_dir_all(folder).unwrap();
 }
 
 /// A server that answers each connection with the next of these, and with the last one for ever.

@@ -357,7 +357,7 @@ fn the_address_of_a_node_is_not_given_out() {
 
 #[test]
 fn an_address_that_another_machine_uses_is_given_back() {
-    const WHOSE: &str = "10.98.29.1 is used by 52:54:00:aa:bb:cc on eth0";
+    const WHOSE: &str = "10.98.29.1 is used by 52:54:00:aa:bb:cc (eth0 on used-1)";
     let (lab, _guard) = installed();
     namespace(lab, "used", &[("web", 80, "TCP"), ("api", 80, "TCP")]);
     pool(lab, "used", "10.98.29.1-10.98.29.3");

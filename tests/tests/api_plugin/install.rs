@@ -124,7 +124,7 @@ fn a_cluster_whose_kube_proxy_uses_ipvs_is_refused() {
     lab.kubectl(["delete", "virtualips,vippools", "--all"]).and_then(Output::ok).unwrap();
     said(lab, "pool create modes 10.98.80.8/29");
     lab.apply(&map.to_string()).unwrap();
-    let output = vip(lab, "install --wait=false");
+    let output = vip(lab, "install --wait=false --pool more=10.98.81.0/30");
     let skipped = vip(lab, "install --dry-run=server --skip-checks VIP003").and_then(Output::ok);
     said(lab, "pool delete modes");
     lab.kubectl(["delete", "configmap", "kube-proxy", "-n", "kube-system"]).and_then(Output::ok).unwrap();
@@ -133,7 +133,7 @@ fn a_cluster_whose_kube_proxy_uses_ipvs_is_refused() {
     assert!(
         output.stderr.ends_with(
             "Error: kube-proxy runs in IPVS mode (ConfigMap kube-proxy in namespace kube-system): it deletes IPVS services it does not \
-             know; use its nftables mode, or excludeCIDRs: 10.98.80.8/29\n\
+             know; use its nftables mode, or excludeCIDRs: 10.98.80.8/29, 10.98.81.0/30\n\
              hint: kubectl edit configmap kube-proxy -n kube-system\n\
              hint: kubectl vip explain VIP003; to leave this check out: --skip-checks VIP003\n"
         ),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lab::{Output, command};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     USERS,
@@ -14,6 +14,8 @@ use super::{
 
 /// May read what kubectl-vip has, and nothing else.
 const READER: &str = "--as vera --as-group partial-view";
+/// May do everything that an uninstall takes, but delete the definitions.
+const HALF: &str = "--as rita";
 /// May do nothing.
 const NOBODY: &str = "--as otto";
 
@@ -39,11 +41,23 @@ fn every_command_shows_what_may_be_seen_and_says_which_permission_is_missing() {
     kubectl(&["create", "role", "partial", verbs, "--resource=services", "-n", "partial"]);
     kubectl(&["create", "rolebinding", "partial", "--role=partial", "--user=nina", "-n", "partial"]);
     let user = format!("--as nina --as-group {USERS}");
+    kubectl(&["delete", "clusterrole,clusterrolebinding", "partial-half", "--ignore-not-found"]);
+    let rules = json!([
+        {"apiGroups": ["*"], "resources": ["*"], "verbs": ["get", "list"]},
+        {"apiGroups": ["", "apps", "admissionregistration.k8s.io", "kubectl-vip.io", "rbac.authorization.k8s.io"],
+         "resources": ["*"], "verbs": ["delete"]},
+        {"apiGroups": [""], "resources": ["services"], "verbs": ["update"]},
+    ]);
+    let half = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+                      "metadata": {"name": "partial-half"}, "rules": rules});
+    lab.apply(&half.to_string()).unwrap();
+    kubectl(&["create", "clusterrolebinding", "partial-half", "--clusterrole=partial-half", "--user=rita"]);
     // The API server takes notice a moment later.
     command::until("the roles", Duration::from_secs(20), || {
         let reads = vip(lab, &format!("pool list {READER}"))?;
         let writes = vip(lab, &format!("expose svc/api -n partial --pool partial --dry-run=server {user}"))?;
-        Ok((reads.success() && writes.success()).then_some(()))
+        let half = vip(lab, &format!("pool list {HALF}"))?;
+        Ok((reads.success() && writes.success() && half.success()).then_some(()))
     })
     .unwrap();
 
@@ -53,7 +67,7 @@ fn every_command_shows_what_may_be_seen_and_says_which_permission_is_missing() {
         assert!(status.success() && status.stdout.starts_with("Agent: Forbidden"), "{who}: {status:#?}");
         assert!(status.stdout.contains("10.98.82.1   partial   <pending>"), "{who}: {status:#?}");
         let data: Value = serde_json::from_str(&run("status -n partial -o json", who).stdout).unwrap();
-        assert_eq!(data["forbidden"], serde_json::json!(["daemonsets.apps"]), "{who}");
+        assert_eq!(data["forbidden"], json!(["daemonsets.apps"]), "{who}");
         let depth = run("status 10.98.82.1", who);
         assert!(depth.success() && depth.stdout.contains("\nBACKEND\nForbidden\n"), "{who}: {depth:#?}");
         for line in ["pool list", "node list", "version"] {
@@ -92,6 +106,10 @@ fn every_command_shows_what_may_be_seen_and_says_which_permission_is_missing() {
             refuses(line, who, &cannot);
         }
     }
+    // Addresses and agents would come first.
+    refuses("uninstall --yes", HALF, "delete customresourcedefinitions.apiextensions.k8s.io");
+    assert_eq!(field(lab, "virtualip/10.98.82.1", ".metadata.deletionTimestamp"), "");
+    kubectl(&["get", "daemonset", "vip-node", "-n", "kubectl-vip"]);
     for (line, cannot) in [
         ("status -A", format!("list {vips}")),
         ("pool list", format!("list {pools}")),

@@ -170,12 +170,12 @@ fn two_services_share_an_address_on_different_ports() {
         .ok()?;
         let url = format!("http://{}:8000/hostname", exposed.vip);
         command::until("an answer on the second port", SOON, || lab.client().get(&url).map(Some))?;
-        lab.client().get(&exposed.url())?;
+        undisturbed(lab, exposed.vip, || lab.client().get(&exposed.url()))?;
         lab.kubectl(["vip", "unexpose", "svc/admin", "-n", NAMESPACE])?.ok()?;
         command::until("the second port to be refused", SOON, || {
             Ok(lab.client().tcp_refused(SocketAddr::from((exposed.vip, 8000)))?.then_some(()))
         })?;
-        lab.client().get(&exposed.url())?;
+        undisturbed(lab, exposed.vip, || lab.client().get(&exposed.url()))?;
         exposed.remove(lab)
     });
 }

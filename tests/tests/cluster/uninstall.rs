@@ -5,14 +5,14 @@ use std::{net::Ipv6Addr, time::Duration};
 use anyhow::ensure;
 use lab::product;
 
-use super::{Exposed, NAMESPACE, SOON, check_alone, installed, neighbours, planted, web};
+use super::{Exposed, NAMESPACE, SOON, check_alone, installed, neighbours, planted, undisturbed, web};
 
 #[test]
 fn a_whole_life_leaves_what_is_foreign_alone_and_nothing_of_ours_behind() {
     check_alone(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "life")?;
-        lab.client().get(&exposed.url())?;
+        undisturbed(lab, exposed.vip, || lab.client().get(&exposed.url()))?;
         web(lab)?.add_service_of("life6", 80, "IPv6")?;
         lab.kubectl(["vip", "expose", "svc/life6", "-n", NAMESPACE])?.ok()?;
         let vip6: Ipv6Addr = product::address_of(lab, NAMESPACE, "life6")?;

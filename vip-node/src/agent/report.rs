@@ -80,18 +80,18 @@ pub fn in_use(
     }
 }
 
-/// Another machine's claim in words.
-pub fn claimed(claim: &Claim) -> Trouble {
+/// Another machine's claim in words, as this node hears it.
+pub fn claimed(claim: &Claim, node: &str) -> Trouble {
     let Claim { address, interface, mac, .. } = claim;
-    let mac = mac_text(*mac);
+    let machine = format!("{} ({interface} on {node})", mac_text(*mac));
     if claim.yielded {
         let message = format!(
-            "{address} is used by {mac} on {interface}: it is not bound; take the address from that machine, or exclude it from the pool"
+            "{address} is used by {machine}: it is not bound; take the address from that machine, or exclude it from the pool"
         );
         Trouble::new(Reason::AddressInUse, message)
     } else {
         let message = format!(
-            "{mac} on {interface} claims {address}, which is bound here and is announced against it; take the address from that machine"
+            "{machine} claims {address}, which is bound here and is announced against it; take the address from that machine"
         );
         Trouble::new(Reason::AddressClaimed, message)
     }

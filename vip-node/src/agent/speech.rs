@@ -322,7 +322,8 @@ fn conflict_about(scene: &Scene<'_>, plan: &VipPlan) -> Option<Trouble> {
     let family = Family::of(address);
     let master = masters(scene).find(|router| (router.id.vrid, router.id.family) == (plan.vrid, family))?;
     let claims = scene.report.map(|report| report.claims.as_slice()).unwrap_or_default();
-    let claim = claims.iter().find(|claim| claim.address == address).map(report::claimed);
+    let claim = claims.iter().find(|claim| claim.address == address);
+    let claim = claim.map(|claim| report::claimed(claim, scene.node));
     claim.or_else(|| Some(report::rivalled(&address.to_string(), master.rival?, scene.lan)))
 }
 

@@ -242,11 +242,11 @@ mod tests {
         assert_eq!(reason, "NoCandidate: no node has the subnet");
         assert!(matches!(look(&vip(json!({}))), Look::NotYet(_)));
 
-        let used = "fd87::5 is used by 52:54:00:aa:bb:cc on eth0: it is not bound; exclude it";
+        let used = "fd87::5 is used by 52:54:00:aa:bb:cc (eth0 on node-2): it is not bound; exclude it";
         let used = json!([condition("Conflict", "True", "AddressInUse", used)]);
         let Look::Done(Settled::InUse(whose)) = look(&vip(json!({"conditions": used}))) else {
             panic!("another machine has it")
         };
-        assert_eq!(whose, "fd87::5 is used by 52:54:00:aa:bb:cc on eth0");
+        assert_eq!(whose, "fd87::5 is used by 52:54:00:aa:bb:cc (eth0 on node-2)");
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt};
+use vip_core::api::VIPPool;
 use vip_core::validate::check_pools;
 
 use crate::cluster::{Cluster, permitted, present};
@@ -13,8 +14,13 @@ use crate::exit::{Failure, Result};
 use crate::output::say;
 use crate::wait::{self, Ended, Look};
 
-/// Refuses a cluster in which it could not work, except for what is to be skipped.
-pub async fn run(cluster: &Cluster, namespace: &str, skip: &[&'static Code]) -> Result<()> {
+/// Refuses a cluster in which it could not work with these pools and those that it has, except for what is to be skipped.
+pub async fn run(
+    cluster: &Cluster,
+    namespace: &str,
+    wanted: &[VIPPool],
+    skip: &[&'static Code],
+) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
     let (version, proxy, agents, place, pools) = futures::join!(
         cluster.client.apiserver_version(),
@@ -29,7 +35,10 @@ pub async fn run(cluster: &Cluster, namespace: &str, skip: &[&'static Code]) -> 
         say("warning: ConfigMap kube-proxy may not be read: its mode is not checked");
     }
     // Before the first install there are none, nor a definition of them.
-    let (pools, _) = check_pools(&pools.unwrap_or_default());
+    let mut pools = pools.unwrap_or_default();
+    pools.retain(|pool| wanted.iter().all(|wanted| wanted.name_any() != pool.name_any()));
+    pools.extend_from_slice(wanted);
+    let (pools, _) = check_pools(&pools);
     // Our own namespace gets the right label.
     let place = permitted(place)?.flatten().filter(|place| !is_ours(place));
     let problems: Vec<Problem> = [
