@@ -170,8 +170,11 @@ fn flags_say_who_asks() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// A proxy that counts who asks to be connected, and learns from `ask` with whom.
-fn proxy(ask: fn(&mut TcpStream) -> Option<TcpStream>) -> (u16, Arc<AtomicUsize>) {
+/// How a proxy is told whom to connect to; it does, and says so.
+type Ask = fn(&mut TcpStream) -> Option<TcpStream>;
+
+/// A proxy that counts who asks to be connected.
+fn proxy(ask: Ask) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let count = Arc::new(AtomicUsize::new(0));
@@ -225,7 +228,7 @@ fn a_proxy_is_used_unless_the_server_is_an_exception() {
     let (lab, _guard) = installed();
     let server = server(lab);
     let host = server.rsplit_once(':').unwrap().0.to_owned();
-    let kinds: [(&str, fn(&mut TcpStream) -> Option<TcpStream>); 2] = [("http", connect), ("socks5", socks)];
+    let kinds: [(&str, Ask); 2] = [("http", connect), ("socks5", socks)];
     for (scheme, kind) in kinds {
         let (port, count) = proxy(kind);
         let ask = |except: &str| {

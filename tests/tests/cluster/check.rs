@@ -76,7 +76,9 @@ impl Faults {
         self.set_rules(&json!(without_events))?;
         self.kubectl(&format!("label node {} {EXCLUDE}=", self.excluded.name()))?;
         web(self.lab)?.add_service(RARE, 80)?;
-        self.kubectl(&format!("vip expose svc/{RARE} -n {NAMESPACE} --pool lab --scheduler lblc --wait=false"))?;
+        self.kubectl(&format!(
+            "vip expose svc/{RARE} -n {NAMESPACE} --pool lab --scheduler lblc --wait=false"
+        ))?;
         for node in [&self.owner, &self.excluded] {
             let address = format!("10.99.7.{}/24", node.number());
             node.exec(&format!(

@@ -29,22 +29,27 @@ pub struct World {
     foreign: Vec<(ForeignRouterStatus, Vec<IpNet>)>,
     /// Addresses that machines have, and which.
     hosts: BTreeMap<IpAddr, String>,
+    /// The networks in which nodes are.
+    near: AddressSet,
 }
 
 impl World {
     /// Checks the pools, and takes from the nodes what they hear of others.
     pub fn new(raw_pools: Vec<VIPPool>, vips: Vec<VirtualIP>, nodes: &[VIPNode], now: Timestamp) -> Self {
         let live = nodes.iter().filter(|node| silence(node, now).is_none());
-        let mut foreign = Vec::new();
+        let (mut foreign, mut near) = (Vec::new(), Vec::new());
         for status in live.filter_map(|node| node.status.as_ref()) {
             for router in &status.foreign_routers {
                 let interface = status.interfaces.iter().find(|i| i.name == router.interface);
                 let networks = interface.iter().flat_map(|i| &i.addresses).filter_map(|a| a.parse().ok());
                 foreign.push((router.clone(), networks.collect()));
             }
+            near.extend(status.interfaces.iter().flat_map(|interface| interface.addresses.iter().cloned()));
         }
         let hosts = Lan::new(Vec::new(), &[], nodes, &[]).hosts().collect();
-        Self { pools: check_pools(&raw_pools).0, raw_pools, vips, foreign, hosts }
+        let near = near.iter().filter_map(|text| text.parse().ok()).map(|net: IpNet| net.trunc().to_string());
+        let near = AddressSet::parse_whole(&near.collect::<Vec<_>>()).unwrap_or_default();
+        Self { pools: check_pools(&raw_pools).0, raw_pools, vips, foreign, hosts, near }
     }
 
     /// Takes in what pools and virtual IPs there are now.
@@ -195,7 +200,10 @@ impl World {
             allowed.iter().partition(|pool| pool.auto_assign);
         let with = |pools: &[&'a CheckedPool]| -> Vec<(Family, Vec<&'a CheckedPool>)> {
             let of = |family: Family| {
-                pools.iter().copied().filter(move |pool| pool.addresses.has(family)).collect()
+                let of_family = pools.iter().copied().filter(move |pool| pool.addresses.has(family));
+                let mut pools: Vec<&'a CheckedPool> = of_family.collect();
+                pools.sort_by_key(|pool| !self.is_near(pool));
+                pools
             };
             let all = applicant.families.iter().map(|family| (*family, of(*family)));
             all.filter(|(_, pools): &(Family, Vec<_>)| !pools.is_empty()).collect()
@@ -222,6 +230,11 @@ impl World {
         }
         let pools: Vec<String> = allowed.iter().map(|pool| format!("{}: {}", pool.name, pool.text)).collect();
         Err(applicant.lacks(&format!("no pool has {} addresses ({})", applicant.words(), pools.join("; "))))
+    }
+
+    /// Whether a node is on the LAN of some address of the pool, as far as is known.
+    fn is_near(&self, pool: &CheckedPool) -> bool {
+        self.near.spans().is_empty() || self.near.overlaps(&pool.addresses)
     }
 
     /// The pools from which a Service may draw an address of a family.
@@ -426,6 +439,24 @@ mod tests {
         let (pool, address) = world.free(family, &pools, &taken).unwrap();
         assert_eq!((pool.name.as_str(), address.to_string()), ("lab", "192.168.10.242".to_owned()));
         assert_eq!(world.virtual_router(pool, address, &shop()), Ok(109), "at its place in the pool");
+    }
+
+    #[test]
+    fn a_pool_on_whose_lan_no_node_is_comes_last() {
+        let range = VirtualRouterRange { first: 1, count: 9 };
+        let pools = [("far", "10.0.0.0/28"), ("near", "192.168.10.240/28")]
+            .map(|(name, addresses)| draft(name, &[addresses.to_owned()], range));
+        let order = |renewed: &str| -> Vec<String> {
+            let interface =
+                json!({"name": "eth0", "mac": "m", "addresses": ["192.168.10.11/24"], "carrier": true});
+            let node = json!({"metadata": {"name": "node-1"}, "status": {"renewTime": renewed, "interfaces": [interface]}});
+            let world =
+                World::new(pools.to_vec(), Vec::new(), &[serde_json::from_value(node).unwrap()], now());
+            let (_, pools) = world.pools_for(&shop(), None).unwrap().swap_remove(0);
+            pools.iter().map(|pool| pool.name.clone()).collect()
+        };
+        assert_eq!(order("2026-01-01T00:00:05Z"), ["near", "far"]);
+        assert_eq!(order("2025-12-31T00:00:00Z"), ["far", "near"], "of no node is anything known");
     }
 
     #[test]
