@@ -163,6 +163,25 @@ pub fn wait_status_owner(lab: &Lab, vip: impl Into<IpAddr>, node: &str, limit: D
     })
 }
 
+/// Waits until a condition of a virtual IP is as said, as `True Active`; gives its message.
+pub fn wait_condition(
+    lab: &Lab,
+    vip: impl Into<IpAddr>,
+    kind: &str,
+    wanted: &str,
+    limit: Duration,
+) -> Result<String> {
+    let vip = vip.into();
+    let condition = format!(".status.conditions[?(@.type==\"{kind}\")]");
+    let path = format!("{{{condition}.status}} {{{condition}.reason}}\n{{{condition}.message}}");
+    command::until(&format!("{kind} of {vip} to be {wanted}"), limit, || {
+        let found = field(lab, vip, &path)?;
+        let (head, message) = found.split_once('\n').unwrap_or((&found, ""));
+        ensure!(head == wanted, "it is {head:?}: {message}");
+        Ok(Some(message.to_owned()))
+    })
+}
+
 /// A lab for as long as the work takes. When the work fails in a cluster, the agents' logs are kept beside the others.
 pub fn in_lab<T>(name: &str, parts: Parts, work: impl FnOnce(&Lab) -> Result<T>) -> Result<T> {
     let lab = Lab::up(name, parts)?;

@@ -7,6 +7,8 @@ mod agent;
 mod check_itself;
 #[path = "cluster/failover.rs"]
 mod failover;
+#[path = "cluster/growth.rs"]
+mod growth;
 #[path = "cluster/install.rs"]
 mod install;
 #[path = "cluster/ipv6.rs"]

@@ -1,14 +1,20 @@
 //! The agent of a node in a real pod: killed, and started again by the kubelet.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use lab::{Agent, Lab, Watch, product};
+use lab::{Agent, Crowd, Lab, Watch, command, product};
 
-use super::{Exposed, SOON, check_alone, installed};
+use super::{Exposed, NAMESPACE, SOON, check_alone, installed};
 
 /// How long vrrp waits for an agent.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long the API server hangs: the agent is back by then, and goes on from what it remembers.
+const HANG: Duration = Duration::from_secs(15);
+const CONNECTIONS: usize = 50;
 
 /// Between two requests of a client over TCP and of three over UDP: together forty in a second. A hundred leave an emulated machine on
 /// a slow host no room for the kubelet that is to start the agent again; `make bench` asks two hundred.
@@ -22,32 +28,64 @@ fn steady(lab: &Lab, url: &str) -> Result<Watch> {
     Ok(watch)
 }
 
+/// Adds a port to a Service, and waits until its endpoints have it.
+fn add_port(lab: &Lab, service: &str) -> Result<()> {
+    let more =
+        r#"[{"op":"add","path":"/spec/ports/-","value":{"name":"more","port":82,"targetPort":"http"}}]"#;
+    lab.kubectl(["patch", "service", service, "-n", NAMESPACE, "--type=json", "-p", more])?.ok()?;
+    let select = format!("kubernetes.io/service-name={service}");
+    let ports = "jsonpath={.items[*].ports[*].name}";
+    command::until("endpoints with one port more", SOON, || {
+        let found =
+            lab.kubectl(["get", "endpointslices", "-n", NAMESPACE, "-l", &select, "-o", ports])?.ok()?;
+        Ok(found.text().contains("more").then_some(()))
+    })
+}
+
 #[test]
-fn it_is_killed_and_nobody_notices() {
+fn agents_are_killed_while_services_change_and_while_the_api_server_hangs_and_nobody_notices() {
     check_alone(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "killed")?;
-        let agent = Agent::on(lab, exposed.owner.number);
-        let before = agent.restarts()?;
-        let udp = || format!("udp://{}:81/hostname", exposed.vip);
-        let clients = [exposed.url(), udp(), udp(), udp()];
-        let watches = clients.map(|url| steady(lab, &url));
-        let killed = Instant::now();
-        agent.kill()?;
-        agent.wait_restart(before)?;
-        let away = killed.elapsed();
+        let vip = exposed.vip;
+        let udp = || format!("udp://{vip}:81/hostname");
+        let watches = [exposed.url(), udp(), udp(), udp()].map(|url| steady(lab, &url));
+        let crowd = Crowd::gather(&lab.client(), (vip, 80).into(), CONNECTIONS)?;
+
+        // The owner's has not seen the change when it dies.
+        let owner = Agent::on(lab, exposed.owner.number);
+        let (before, paused) = (owner.restarts()?, Instant::now());
+        owner.kill_after(|| add_port(lab, "killed"))?;
+        owner.wait_restart(before)?;
+        let away = paused.elapsed();
+        // The port in the list of what is ours, a service and its three destinations.
+        let steps = owner.first_steps()?;
+        ensure!(steps == 5, "the owner's agent took {steps} steps");
+        product::wait_destinations(lab, vip, 82, 3, SOON)?;
+        product::wait_rollout(lab)?;
+
+        let other = Agent::on(lab, exposed.owner.number % 3 + 1);
+        let clock = Instant::now();
+        lab.pause_apiserver()?;
+        let again = other.kill_and_wait();
+        thread::sleep(HANG.saturating_sub(clock.elapsed()));
+        lab.resume_apiserver()?;
+        again?;
         product::wait_rollout(lab)?;
         // What it found is what there should be.
-        let steps = agent.first_steps()?;
-        ensure!(steps == 0, "the agent took {steps} steps");
+        let steps = other.first_steps()?;
+        ensure!(steps == 0, "the other agent took {steps} steps");
+
         let reports = watches.into_iter().map(|watch| Ok(watch?.stop())).collect::<Result<Vec<_>>>()?;
+        let parting = crowd.leave();
         let told = reports.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        println!("{told}");
-        let owners = product::owners(lab, exposed.vip)?;
+        println!("the owner's agent was away for {:.1} s; {parting}; {told}", away.as_secs_f64());
+        let owners = product::owners(lab, vip)?;
         // Where the kubelet is so slow that the agent is away for longer than vrrp waits, the address is offered to other
-        // nodes.
+        // nodes, and connections end with it.
         let stayed = owners == [exposed.owner.clone()];
         ensure!(stayed || away > GRACE, "the virtual IP moved to {owners:?} after {away:?}; {told}");
+        ensure!(!stayed || parting.broken.is_empty(), "{parting}");
         ensure!(!stayed || reports.iter().all(|report| report.failures == 0), "{told}");
         exposed.remove(lab)
     });

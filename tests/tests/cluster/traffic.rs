@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     thread,
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
-use lab::{Lab, command, product, workload::Workload};
+use lab::{Lab, Node, command, guest, product, workload::Pod};
 use serde_json::Value;
 
 use super::{Exposed, NAMESPACE, SOON, check, installed, undisturbed};
@@ -40,11 +40,11 @@ pub(super) fn ask_from_pod(
     lab: &Lab,
     node: &str,
     pod: &str,
-    vip: Ipv4Addr,
+    vip: impl Into<IpAddr>,
     protocol: &str,
     port: u16,
 ) -> Result<BTreeSet<String>> {
-    let number: u8 = node.trim_start_matches("node-").parse()?;
+    let (number, vip): (u8, IpAddr) = (node.trim_start_matches("node-").parse()?, vip.into());
     let url =
         format!("http://{pod}/dial?host={vip}&port={port}&protocol={protocol}&request=hostname&tries=9");
     let answer = lab.node(number).exec(&format!("curl -sS -m 40 '{url}'"))?.ok()?;
@@ -125,27 +125,87 @@ fn a_port_that_is_not_exposed_is_refused_at_the_virtual_ip_only() {
     });
 }
 
+/// How a node and a pod on it fare with an HTTP request: the words of curl, and those of agnhost.
+fn try_from(node: &Node<'_>, pod: &Pod, at: SocketAddr) -> Result<[String; 2]> {
+    let (host, port) = (at.ip(), at.port());
+    let dial = format!(
+        "http://{}:8080/dial?host={host}&port={port}&protocol=http&request=hostname&tries=1",
+        pod.address
+    );
+    let words = format!(
+        "curl -sS -m 5 -o /dev/null -w 'answered' http://{at}/hostname 2>&1; echo; curl -sS -m 9 '{dial}'"
+    );
+    let told = node.exec(&words)?.stdout;
+    let (own, of_pod) = told.trim().split_once('\n').unwrap_or((&told, ""));
+    Ok([own.to_owned(), of_pod.to_owned()])
+}
+
 #[test]
-fn backends_follow_the_pods_on_every_node() {
+fn node_ports_and_the_kubelet_answer_at_nodes_only_whoever_asks_in_whatever_family() {
     check(|| {
         let lab = installed()?;
-        let pods = Workload::deploy(lab, "scale", "web", 1)?;
-        lab.kubectl(["vip", "expose", "svc/web", "-n", "scale"])?.ok()?;
-        let vip: Ipv4Addr = product::address_of(lab, "scale", "web")?;
-        for replicas in [3, 1] {
-            pods.scale(replicas)?;
-            product::wait_backends(lab, vip, replicas, SOON)?;
-            let expected: BTreeSet<String> =
-                pods.pods()?.values().map(|pod| format!("{}:8080", pod.address)).collect();
-            for node in lab.nodes() {
-                let found = product::destinations(&node, vip, 80)?;
-                let keys: BTreeSet<String> = found.keys().cloned().collect();
-                ensure!(keys == expected, "{}: {found:?}, wanted {expected:?}", node.name());
-                ensure!(found.values().all(|weight| *weight == 1), "{}: {found:?}", node.name());
+        let pods = super::web(lab)?.pods()?;
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: nodeport, namespace: {NAMESPACE}}}\nspec: {{type: NodePort, \
+             ipFamilyPolicy: RequireDualStack, selector: {{app: web}}, ports: [{{port: 80, targetPort: http}}]}}\n"
+        );
+        lab.apply(&service)?;
+        lab.kubectl(["vip", "expose", "svc/nodeport", "-n", NAMESPACE])?.ok()?;
+        let vips: [IpAddr; 2] = [
+            product::address_of::<Ipv4Addr>(lab, NAMESPACE, "nodeport")?.into(),
+            product::address_of::<Ipv6Addr>(lab, NAMESPACE, "nodeport")?.into(),
+        ];
+        let port =
+            ["get", "service", "nodeport", "-n", NAMESPACE, "-o", "jsonpath={.spec.ports[0].nodePort}"];
+        let port: u16 = lab.kubectl(port)?.ok()?.text().parse()?;
+        for vip in vips {
+            let owner = product::wait_one_owner(lab, vip, SOON)?;
+            product::wait_destinations(lab, vip, 80, 3, SOON)?;
+            let six = vip.is_ipv6();
+            let own = |node: u8| {
+                if six { guest::address6(node).into() } else { IpAddr::from(guest::address(node)) }
+            };
+            let (shut, open) = (
+                [port, 10250],
+                [
+                    SocketAddr::new(vip, 80),
+                    (own(owner.number), port).into(),
+                    (own(owner.number), 10250).into(),
+                ],
+            );
+            for at in open {
+                command::until(&format!("{at} to accept"), SOON, || {
+                    Ok((!lab.client().tcp_refused(at)?).then_some(()))
+                })?;
             }
+            for port in shut {
+                ensure!(lab.client().tcp_refused((vip, port).into())?, "port {port} answers at {vip}");
+            }
+            lab.each_node(|node| {
+                let pod = pods.values().find(|pod| pod.node == node.name()).cloned();
+                let pod = pod.ok_or_else(|| anyhow::anyhow!("no pod on {}", node.name()))?;
+                for at in open {
+                    let [own, of_pod] = try_from(&node, &pod, at)?;
+                    ensure!(
+                        own == "answered" && of_pod.contains("responses"),
+                        "{at} from {}: {own}, {of_pod}",
+                        node.name()
+                    );
+                }
+                for port in shut {
+                    let [own, of_pod] = try_from(&node, &pod, SocketAddr::new(vip, port))?;
+                    let refused = own.contains("refused") || own.contains("Failed to connect");
+                    ensure!(
+                        refused && of_pod.contains("connection refused"),
+                        "{vip}, port {port}, from {}: {own}, {of_pod}",
+                        node.name()
+                    );
+                }
+                Ok(())
+            })?;
         }
-        lab.kubectl(["vip", "unexpose", "svc/web", "-n", "scale"])?.ok()?;
-        pods.remove()
+        lab.kubectl(["vip", "unexpose", "svc/nodeport", "-n", NAMESPACE])?.ok()?;
+        lab.kubectl(["delete", "service", "nodeport", "-n", NAMESPACE, "--wait=false"])?.ok().map(drop)
     });
 }
 
