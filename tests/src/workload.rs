@@ -76,7 +76,7 @@ spec:
   template:
     metadata: {{labels: {{app: {name}}}}}
     spec:
-      terminationGracePeriodSeconds: 2
+      terminationGracePeriodSeconds: 10
       topologySpreadConstraints:
       - maxSkew: 1
         topologyKey: kubernetes.io/hostname
@@ -87,7 +87,8 @@ spec:
       - name: web
         image: {AGNHOST}
         imagePullPolicy: Never
-        args: [netexec, --http-port=8080, --udp-port=8081]
+        # It goes on answering until all have heard that it ends.
+        args: [netexec, --http-port=8080, --udp-port=8081, --delay-shutdown=6]
         ports: [{{name: http, containerPort: 8080}}, {{name: udp, containerPort: 8081, protocol: UDP}}]
         readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 2, timeoutSeconds: 5}}
 "

@@ -12,8 +12,9 @@ use super::{Exposed, NAMESPACE, SOON, check_alone, installed};
 
 /// How long vrrp waits for an agent.
 const GRACE: Duration = Duration::from_secs(30);
-/// How long the API server hangs: the agent is back by then, and goes on from what it remembers.
-const HANG: Duration = Duration::from_secs(15);
+/// How long the API server hangs: the agent is back by then, and goes on from what it remembers. At its return Kubernetes calls all
+/// endpoints not ready.
+const HANG: Duration = Duration::from_secs(30);
 const CONNECTIONS: usize = 50;
 
 /// Between two requests of a client over TCP and of three over UDP: together forty in a second. A hundred leave an emulated machine on

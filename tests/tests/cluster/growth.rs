@@ -21,20 +21,26 @@ subprocess.run('ip link add counter type nlmon && ip link set counter up', shell
 ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 ear.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
 ear.bind(('counter', 0))
-ear.settimeout(0.2)
 open('/run/lab/counting', 'w').close()
 counts = collections.Counter()
-while not os.path.exists('/run/lab/counted'):
+enough = False
+while True:
+    enough = enough or os.path.exists('/run/lab/counted')
+    # What has been sent by then is still to be counted.
+    ear.settimeout(0 if enough else 0.2)
     try:
         frame = ear.recv(1 << 20)
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
+        if enough:
+            break
         continue
     at = 0
     while at + 20 <= len(frame):
         length, kind, flags = struct.unpack_from('=IHH', frame, at)
-        if length < 16:
+        # An answer of the kernel has no request in it.
+        if length < 16 or not flags & 1:
             break
-        if kind == FAMILY and flags & 1 and length >= 20:
+        if kind == FAMILY and length >= 20:
             counts[frame[at + 16]] += 1
         at += (length + 3) & ~3
 subprocess.run('ip link del counter', shell=True)

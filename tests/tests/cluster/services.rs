@@ -7,11 +7,7 @@ mod local;
 #[path = "services/scene.rs"]
 mod scene;
 
-use std::{
-    net::IpAddr,
-    sync::{Mutex, PoisonError},
-    thread,
-};
+use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use lab::{command, product};
@@ -19,9 +15,6 @@ use vip_core::api::name_of;
 
 use super::{SOON, check, installed, traffic::ask_from_pod};
 use scene::{KINDS, LEAVING, READY, Scene, names};
-
-/// How many rows are checked beside each other: most of the time they wait.
-const BESIDE: usize = 2;
 
 /// Name, port, and how each pod in it stands.
 type Slice = (&'static str, u16, &'static [(&'static str, &'static str)]);
@@ -314,28 +307,14 @@ impl Row {
 fn every_kind_of_service_is_served() {
     check(|| {
         let scene = Scene::new(installed()?)?;
-        let all: Vec<(&Row, bool)> = ROWS
-            .iter()
-            .flat_map(|row| [false, true].map(|six| (row, six)))
-            .filter(|(row, six)| row.both || !six)
-            .collect();
-        let (waiting, failures) = (Mutex::new(all.iter()), Mutex::new(Vec::new()));
-        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-        thread::scope(|scope| {
-            for _ in 0..BESIDE {
-                scope.spawn(|| {
-                    while let Some((row, six)) = next() {
-                        if let Err(error) = row.run(&scene, *six) {
-                            let family = if *six { "IPv6" } else { "IPv4" };
-                            let what = format!("{} over {family}: {error:#}", row.name);
-                            failures.lock().unwrap_or_else(PoisonError::into_inner).push(what);
-                        }
-                    }
-                });
+        let mut failures = Vec::new();
+        let families = |row: &Row| if row.both { &[false, true][..] } else { &[false] };
+        for (row, six) in ROWS.iter().flat_map(|row| families(row).iter().map(move |six| (row, *six))) {
+            if let Err(error) = row.run(&scene, six) {
+                failures.push(format!("{} over {}: {error:#}", row.name, if six { "IPv6" } else { "IPv4" }));
             }
-        });
-        let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
-        ensure!(failures.is_empty(), "{} of {} rows:\n{}", failures.len(), all.len(), failures.join("\n"));
+        }
+        ensure!(failures.is_empty(), "{} rows:\n{}", failures.len(), failures.join("\n"));
         Ok(())
     });
 }
