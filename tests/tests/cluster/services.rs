@@ -14,7 +14,8 @@ use lab::{command, product};
 use vip_core::api::name_of;
 
 use super::{SOON, check, installed, traffic::ask_from_pod};
-use scene::{KINDS, LEAVING, READY, Scene, names};
+use scene::{KINDS, Scene, names};
+pub(super) use scene::{LEAVING, READY};
 
 /// Name, port, and how each pod in it stands.
 type Slice = (&'static str, u16, &'static [(&'static str, &'static str)]);
