@@ -2,15 +2,15 @@
 
 use std::{
     fmt::Write as _,
-    net::SocketAddr,
+    net::Ipv4Addr,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Crowd, Lab, Node, command};
+use lab::{Crowd, Lab, command, product};
 
-use super::{NAMESPACE, PLACE, bring, expose};
+use super::{NAMESPACE, PLACE, SOON, bring, expose};
 use crate::{loader::Loader, slowdown::Slowdown};
 
 /// The word that starts the half that runs on a node.
@@ -46,7 +46,9 @@ spec:
     }
     lab.apply(&manifest)?;
     expose(lab, (0..SERVICES).map(|n| format!("flushed-{n}")))?;
-    let node = lab.node(1);
+    let vip: Ipv4Addr = product::address_of(lab, NAMESPACE, "flushed-0")?;
+    let owner = product::wait_one_owner(lab, vip, SOON)?;
+    let node = lab.node(owner.number);
     command::until("all of them in the kernel", LIMIT, || {
         let lines = node.exec("ipvsadm -Ln")?.ok()?.stdout.lines().count();
         ensure!(lines >= usize::from(SERVICES) * (1 + PODS), "{lines} lines");
@@ -55,14 +57,14 @@ spec:
 
     bring(lab, &node)?;
     node.exec(&format!("rm -f {PLACE}/enough"))?.ok()?;
-    let crowd = Crowd::gather(&lab.client(), owned_by(lab, &node)?, CONNECTIONS)?;
+    let crowd = Crowd::gather(&lab.client(), (vip, 80).into(), CONNECTIONS)?;
     let told = thread::scope(|scope| -> Result<String> {
         let watcher =
             scope.spawn(|| node.exec_for(&format!("{PLACE}/bench {WATCH} {}", Slowdown::word()), LIMIT));
         let restarted = (1..=FLUSHES).try_for_each(|turn| {
             // At no particular moment of what goes on every so often.
             thread::sleep(Duration::from_millis(turn * 7919 % 1000));
-            lab.restart_kube_proxy(1)
+            lab.restart_kube_proxy(owner.number)
         });
         thread::sleep(Duration::from_secs(2));
         node.exec(&format!("touch {PLACE}/enough"))?.ok()?;
@@ -73,16 +75,6 @@ spec:
     println!("  {}", told.trim());
     println!("  {}", crowd.leave());
     Ok(())
-}
-
-/// Port 80 of a virtual IP that a node owns.
-fn owned_by(lab: &Lab, node: &Node<'_>) -> Result<SocketAddr> {
-    let pairs = "jsonpath={range .items[*]}{.spec.address} {.status.node}{\"\\n\"}{end}";
-    let text = lab.kubectl(["get", "virtualips", "-o", pairs])?.ok()?.stdout;
-    let name = node.name();
-    let owned = text.lines().filter_map(|line| line.split_once(' ')).find(|(_, owner)| *owner == name);
-    let (address, _) = owned.with_context(|| format!("{name} owns nothing"))?;
-    Ok(SocketAddr::new(address.parse()?, 80))
 }
 
 /// The half on the node: looks at the table of its network namespace until told otherwise.
