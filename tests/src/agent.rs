@@ -1,10 +1,13 @@
 //! The agent of a node in its pod: killed, and started again by the kubelet.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 
-use crate::{Lab, Node, command};
+use crate::{Lab, Node, command, product};
 
 /// How long the kubelet may take to start a container again: from the second end on it waits, longer each time.
 const RESTART: Duration = Duration::from_secs(300);
@@ -48,6 +51,19 @@ impl<'a> Agent<'a> {
         self.kill()?;
         command::until("another agent", SOON, || Ok(self.process().ok().filter(|now| *now != before)))?;
         Ok(())
+    }
+
+    /// Ends its process while the API server hangs, for that long at least and until there is another; gives the steps of the other's first
+    /// look at the kernel, once all agents are ready.
+    pub fn kill_while_api_hangs(&self, hang: Duration) -> Result<usize> {
+        let clock = Instant::now();
+        self.lab.pause_apiserver()?;
+        let again = self.kill_and_wait();
+        thread::sleep(hang.saturating_sub(clock.elapsed()));
+        self.lab.resume_apiserver()?;
+        again?;
+        product::wait_rollout(self.lab)?;
+        self.first_steps()
     }
 
     /// How often it was started again.

@@ -243,10 +243,8 @@ fn an_address_that_another_machine_uses_is_never_bound_and_its_machine_is_named(
     })?;
     let mac = other.mac()?;
     let words = conflict["message"].as_str().context("no message")?;
-    let nodes: Vec<&str> = scene.nodes.iter().map(|node| node.name.as_str()).collect();
-    let heard =
-        nodes.iter().any(|node| words.starts_with(&format!("{vip} is used by {mac} (eth0 on {node}): ")));
-    ensure!(heard, "{words}");
+    let mut all = scene.nodes.iter().map(|node| format!("{vip} is used by {mac} (eth0 on {}): ", node.name));
+    ensure!(all.any(|start| words.starts_with(&start)), "{words}");
     scene.event("AddressInUse", &mac)?;
 
     // When the machine has left the address, it is bound. When it comes back, it is defended and told.

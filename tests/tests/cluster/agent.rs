@@ -1,9 +1,6 @@
 //! The agent of a node in a real pod: killed, and started again by the kubelet.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::{Agent, Crowd, Lab, Watch, command, product};
@@ -66,15 +63,8 @@ fn agents_are_killed_while_services_change_and_while_the_api_server_hangs_and_no
         product::wait_rollout(lab)?;
 
         let other = Agent::on(lab, exposed.owner.number % 3 + 1);
-        let clock = Instant::now();
-        lab.pause_apiserver()?;
-        let again = other.kill_and_wait();
-        thread::sleep(HANG.saturating_sub(clock.elapsed()));
-        lab.resume_apiserver()?;
-        again?;
-        product::wait_rollout(lab)?;
         // What it found is what there should be.
-        let steps = other.first_steps()?;
+        let steps = other.kill_while_api_hangs(HANG)?;
         ensure!(steps == 0, "the other agent took {steps} steps");
 
         let reports = watches.into_iter().map(|watch| Ok(watch?.stop())).collect::<Result<Vec<_>>>()?;

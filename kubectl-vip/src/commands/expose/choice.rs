@@ -30,7 +30,7 @@ pub struct World {
     /// Addresses that machines have, and which.
     hosts: BTreeMap<IpAddr, String>,
     /// The networks in which nodes are.
-    near: AddressSet,
+    near: Vec<AddressSet>,
 }
 
 impl World {
@@ -44,11 +44,11 @@ impl World {
                 let networks = interface.iter().flat_map(|i| &i.addresses).filter_map(|a| a.parse().ok());
                 foreign.push((router.clone(), networks.collect()));
             }
-            near.extend(status.interfaces.iter().flat_map(|interface| interface.addresses.iter().cloned()));
+            let own = status.interfaces.iter().flat_map(|interface| &interface.addresses);
+            // One that no virtual IP could be in, a link-local one say, is none.
+            near.extend(own.filter_map(|network| AddressSet::parse_whole(&[network]).ok()));
         }
         let hosts = Lan::new(Vec::new(), &[], nodes, &[]).hosts().collect();
-        let near = near.iter().filter_map(|text| text.parse().ok()).map(|net: IpNet| net.trunc().to_string());
-        let near = AddressSet::parse_whole(&near.collect::<Vec<_>>()).unwrap_or_default();
         Self { pools: check_pools(&raw_pools).0, raw_pools, vips, foreign, hosts, near }
     }
 
@@ -234,7 +234,7 @@ impl World {
 
     /// Whether a node is on the LAN of some address of the pool, as far as is known.
     fn is_near(&self, pool: &CheckedPool) -> bool {
-        self.near.spans().is_empty() || self.near.overlaps(&pool.addresses)
+        self.near.is_empty() || self.near.iter().any(|network| network.overlaps(&pool.addresses))
     }
 
     /// The pools from which a Service may draw an address of a family.
@@ -447,8 +447,7 @@ mod tests {
         let pools = [("far", "10.0.0.0/28"), ("near", "192.168.10.240/28")]
             .map(|(name, addresses)| draft(name, &[addresses.to_owned()], range));
         let order = |renewed: &str| -> Vec<String> {
-            let interface =
-                json!({"name": "eth0", "mac": "m", "addresses": ["192.168.10.11/24"], "carrier": true});
+            let interface = json!({"name": "eth0", "mac": "m", "addresses": ["fe80::11/64", "192.168.10.11/24"], "carrier": true});
             let node = json!({"metadata": {"name": "node-1"}, "status": {"renewTime": renewed, "interfaces": [interface]}});
             let world =
                 World::new(pools.to_vec(), Vec::new(), &[serde_json::from_value(node).unwrap()], now());

@@ -2,7 +2,6 @@
 
 use std::{
     net::Ipv4Addr,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -43,16 +42,9 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     );
 
     let other = Agent::on(lab, before.number % 3 + 1);
-    let clock = Instant::now();
-    lab.pause_apiserver()?;
-    let again = other.kill_and_wait();
-    thread::sleep(HANG.saturating_sub(clock.elapsed()));
-    lab.resume_apiserver()?;
-    again?;
-    product::wait_rollout(lab)?;
     println!(
         "  another node's, while the API server hangs: {} steps (the difference is 0)",
-        other.first_steps()?
+        other.kill_while_api_hangs(HANG)?
     );
 
     let after = product::wait_one_owner(lab, vip, SOON)?;
