@@ -42,4 +42,4 @@ lint: ## Formatting, clippy, licences
 	cargo deny --log-level error check bans licenses sources
 
 bench: setup ## Compare failover with keepalived; measure loss, lateness, the plugin, the dataplane, image and memory (BENCH=full: every case)
-	@cargo test --quiet --profile bench --package lab --test bench
+	@cargo bench --quiet --package lab --bench bench

@@ -1,6 +1,6 @@
 //! One owner again after frames were lost: in one direction, by chance, and with a host cut off.
 
-#[path = "bench/timeline.rs"]
+#[path = "netns/timeline.rs"]
 mod timeline;
 #[path = "netns/vrrp.rs"]
 #[allow(dead_code, reason = "the other tests of this tier use more of it")]

@@ -2,7 +2,7 @@
 //! but that there was something to measure.
 //!
 //! `BENCH=full` measures every fault at every interval and size, `BENCH_RUNS=n` changes how often; sections can be chosen:
-//! `cargo test --profile bench --package lab --test bench -- outages faults loss lateness plugin dataplane cluster`.
+//! `cargo bench --package lab --bench bench -- outages faults loss lateness plugin dataplane flushes cluster`.
 
 #[path = "bench/adverts.rs"]
 mod adverts;
@@ -12,14 +12,14 @@ mod cluster;
 mod contender;
 #[path = "bench/dataplane.rs"]
 mod dataplane;
-#[path = "agents/faults.rs"]
+#[path = "../tests/agents/faults.rs"]
 #[allow(dead_code, reason = "the tests of the api tier use more of it")]
 mod faults;
 #[path = "bench/lateness.rs"]
 mod lateness;
 #[path = "bench/loader.rs"]
 mod loader;
-#[path = "agents/node.rs"]
+#[path = "../tests/agents/node.rs"]
 #[allow(dead_code, reason = "the tests of the api tier use more of it")]
 mod node;
 #[path = "bench/outage.rs"]
@@ -28,14 +28,14 @@ mod outage;
 mod plugin;
 #[path = "bench/probe.rs"]
 mod probe;
-#[path = "agents/scene.rs"]
+#[path = "../tests/agents/scene.rs"]
 #[allow(dead_code, reason = "the tests of the api tier use more of it")]
 mod scene;
 #[path = "bench/slowdown.rs"]
 mod slowdown;
-#[path = "bench/timeline.rs"]
+#[path = "../tests/netns/timeline.rs"]
 mod timeline;
-#[path = "netns/vrrp.rs"]
+#[path = "../tests/netns/vrrp.rs"]
 #[allow(dead_code, reason = "the tests of the netns tier use more of it")]
 mod vrrp;
 
@@ -59,13 +59,14 @@ const RUNS: u32 = 10;
 type Section = (&'static str, fn() -> Result<()>);
 
 /// What can be measured.
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 8] = [
     ("outages", outages),
     ("faults", process_faults),
     ("loss", loss),
     ("lateness", lateness::measure),
     ("plugin", plugin::measure),
     ("dataplane", dataplane::measure),
+    ("flushes", cluster::flushes),
     ("cluster", cluster::measure),
 ];
 
@@ -73,7 +74,6 @@ fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
     match words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         Some((dataplane::INSIDE, rest)) => return dataplane::run(rest),
-        Some((cluster::WATCH, rest)) => return cluster::watch(rest),
         Some((cluster::CHANGE, rest)) => return cluster::change(rest),
         _ => {}
     }

@@ -14,7 +14,6 @@ use std::{env, fs, net::Ipv4Addr, thread, time::Duration};
 use anyhow::{Context, Result};
 use lab::{Lab, Node, Parts, product, workload::Workload};
 
-pub use flushes::{WATCH, watch};
 pub use scale::{CHANGE, change};
 
 const NAMESPACE: &str = "bench";
@@ -31,10 +30,21 @@ pub fn measure() -> Result<()> {
     product::in_lab("bench", Parts::Cluster, within)
 }
 
-fn within(lab: &Lab) -> Result<()> {
+/// The same, of flushes alone.
+pub fn flushes() -> Result<()> {
+    product::in_lab("bench", Parts::Cluster, |lab| installed(lab).and_then(|_| flushes::flushed(lab)))
+}
+
+/// Three pods, and the product with a pool.
+fn installed(lab: &Lab) -> Result<Workload<'_>> {
     let web = Workload::deploy(lab, NAMESPACE, "web", 3)?;
     lab.kubectl_for(Duration::from_secs(300), ["vip", "install", "--pool", "lab=10.87.2.50-10.87.2.199"])?
         .ok()?;
+    Ok(web)
+}
+
+fn within(lab: &Lab) -> Result<()> {
+    let web = installed(lab)?;
     lab.kubectl(["vip", "expose", "svc/web", "-n", NAMESPACE])?.ok()?;
     let owner = product::wait_one_owner(lab, product::address_of::<Ipv4Addr>(lab, NAMESPACE, "web")?, SOON)?;
     thread::sleep(SETTLE);
@@ -44,7 +54,6 @@ fn within(lab: &Lab) -> Result<()> {
     }
     ends::killed(lab, &web)?;
     ends::rolled(lab)?;
-    flushes::flushed(lab)?;
     scale::measure(lab)
 }
 

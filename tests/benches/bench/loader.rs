@@ -1,5 +1,5 @@
 //! The least that fills an IPVS table: the same messages, written one after the other and sent in batches. No plan, no
-//! ledger, nothing is read back but acknowledgements. And looks at what is there, which cost the kernel little.
+//! ledger, nothing is read back but an acknowledgement of each batch. And looks at what is there, which cost the kernel little.
 
 use std::{
     collections::BTreeMap,
@@ -9,15 +9,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
-use vip_core::plan::{Protocol, ServiceKey, Tables};
+use vip_core::plan::{ServiceKey, Tables};
 
 const NEW_SERVICE: u8 = 1;
 const NEW_DEST: u8 = 5;
-const GET_SERVICE: u8 = 4;
 const GET_DEST: u8 = 8;
 const FLUSH: u8 = 17;
 const NESTED: u16 = 0x8000;
-/// What a request can ask for (linux/netlink.h): an acknowledgement, everything.
+/// Nothing but to be done, an acknowledgement, everything (linux/netlink.h).
+const REQUEST: u16 = 1;
 const ACK: u16 = 5;
 const DUMP: u16 = 0x301;
 /// The message that ends a dump.
@@ -44,11 +44,6 @@ impl Loader {
         let attributes = attributes(answer.get(20..length).context("no answer")?);
         let id = attributes.iter().find(|(number, _)| *number == 1).and_then(|(_, body)| body.first_chunk());
         Ok(Self { family: u16::from_ne_bytes(*id.context("this kernel has no IPVS")?), socket })
-    }
-
-    /// The services of TCP over IPv4.
-    pub fn services(&self) -> Result<Vec<ServiceKey>> {
-        self.dump(GET_SERVICE, &[], service)
     }
 
     /// The destinations of one service and their weights, IPv4 alone.
@@ -84,7 +79,7 @@ impl Loader {
             whole.extend(attribute(7, &[0, 0, 0, 0, 255, 255, 255, 255]));
             whole.extend(attribute(8, &[0; 4]));
             whole.extend(attribute(9, &[255; 4]));
-            messages.push(message(self.family, ACK, NEW_SERVICE, &attribute(1 | NESTED, &whole)));
+            messages.push(message(self.family, REQUEST, NEW_SERVICE, &attribute(1 | NESTED, &whole)));
             for (to, weight) in &service.destinations {
                 let mut destination = attribute(1, &address(to.ip()));
                 destination.extend(attribute(2, &to.port().to_be_bytes()));
@@ -93,7 +88,7 @@ impl Loader {
                 }
                 destination.extend(attribute(11, &2_u16.to_ne_bytes()));
                 let body = [attribute(1 | NESTED, &name(key)), attribute(2 | NESTED, &destination)].concat();
-                messages.push(message(self.family, ACK, NEW_DEST, &body));
+                messages.push(message(self.family, REQUEST, NEW_DEST, &body));
             }
         }
         for batch in messages.chunks(BATCH) {
@@ -104,38 +99,23 @@ impl Loader {
 
     /// Empties the whole table, as others do. For the bench's own namespace only.
     pub fn flush(&self) -> Result<()> {
-        self.send(&[message(self.family, ACK, FLUSH, &[])])
+        self.send(&[message(self.family, REQUEST, FLUSH, &[])])
     }
 
+    /// Sends messages in one piece. The kernel tells every error by itself; only the last is to be acknowledged.
     fn send(&self, batch: &[Vec<u8>]) -> Result<()> {
-        send(self.socket.as_raw_fd(), &batch.concat(), MsgFlags::empty())?;
+        let Some((last, before)) = batch.split_last() else { return Ok(()) };
+        let mut last = last.clone();
+        last[6..8].copy_from_slice(&ACK.to_ne_bytes());
+        send(self.socket.as_raw_fd(), &[before.concat(), last].concat(), MsgFlags::empty())?;
         let mut buffer = [0; 8192];
-        let mut acknowledged = 0;
-        while acknowledged < batch.len() {
-            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut rest = buffer.get(..length).unwrap_or_default();
-            while let Some(head) = rest.first_chunk::<20>() {
-                let errno = i32::from_ne_bytes([head[16], head[17], head[18], head[19]]);
-                ensure!(errno == 0, "the kernel said {errno}");
-                acknowledged += 1;
-                let size = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
-                rest = rest.get(size.next_multiple_of(4).max(20)..).unwrap_or_default();
-            }
-        }
+        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let errno =
+            buffer.get(..length).and_then(|answer| answer.get(16..)).and_then(|body| body.first_chunk());
+        let errno = i32::from_ne_bytes(*errno.context("no answer")?);
+        ensure!(errno == 0, "the kernel said {errno}");
         Ok(())
     }
-}
-
-fn service(message: &[u8]) -> Option<ServiceKey> {
-    let all = nested(message, 1)?;
-    let value = |wanted| all.get(&wanted).copied();
-    let protocol = u16::from_ne_bytes(*value(2)?.first_chunk()?);
-    (u16::from_ne_bytes(*value(1)?.first_chunk()?) == 2 && protocol == u16::from(Protocol::Tcp.number()))
-        .then_some(ServiceKey {
-            address: IpAddr::from(*value(3)?.first_chunk::<4>()?),
-            protocol: Protocol::Tcp,
-            port: u16::from_be_bytes(*value(4)?.first_chunk()?),
-        })
 }
 
 fn destination(message: &[u8]) -> Option<(SocketAddr, u32)> {

@@ -1,24 +1,16 @@
 //! What a host hears on its LAN, adverts above all, with the kernel's time of each.
 
 use std::{
-    io::IoSliceMut,
     net::Ipv4Addr,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::OwnedFd,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail};
-use lab::Host;
-use nix::{
-    errno::Errno,
-    sys::{
-        socket::{
-            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg,
-            setsockopt, socket,
-            sockopt::{RcvBufForce, ReceiveTimeout, ReceiveTimestampns},
-        },
-        time::{TimeSpec, TimeVal},
-    },
+use anyhow::Result;
+use lab::{Host, packets};
+use nix::sys::{
+    socket::{MsgFlags, SockProtocol, setsockopt, sockopt::ReceiveTimeout},
+    time::TimeVal,
 };
 
 /// Ethernet's header, before IPv4's.
@@ -49,11 +41,7 @@ impl Ear {
 
     /// Hears what comes in where this thread is.
     pub fn here() -> Result<Self> {
-        let opened =
-            socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthIp);
-        let socket = opened.context("can't open a packet socket (are you root?)")?;
-        setsockopt(&socket, ReceiveTimestampns, &true)?;
-        setsockopt(&socket, RcvBufForce, &(16 << 20))?;
+        let socket = packets::open(SockProtocol::EthIp, 16 << 20)?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, 50_000))?;
         Ok(Self { socket })
     }
@@ -71,21 +59,8 @@ impl Ear {
     ) -> Result<Option<T>> {
         let mut frame = [0; 2048];
         while Instant::now() < deadline {
-            let mut space = nix::cmsg_space!(TimeSpec);
-            let mut parts = [IoSliceMut::new(&mut frame)];
-            let got = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty());
-            let (at, length) = match got {
-                Ok(message) => {
-                    let at = message.cmsgs()?.find_map(|one| match one {
-                        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
-                        _ => None,
-                    });
-                    (at.context("a frame without a time")?, message.bytes)
-                }
-                Err(Errno::EAGAIN | Errno::EINTR) => continue,
-                Err(error) => bail!("can't hear: {error}"),
-            };
-            let found = read(&frame[..length], at);
+            let Some(heard) = packets::next(&self.socket, &mut frame, MsgFlags::empty())? else { continue };
+            let found = read(heard.bytes, heard.at);
             if found.is_some() {
                 return Ok(found);
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lab::{Agent, Crowd, Lab, Requests, product, workload::Workload};
+use lab::{Agent, Crowd, Lab, Moment, Requests, product, workload::Workload};
 
 use super::{NAMESPACE, SOON};
 
@@ -42,9 +42,10 @@ pub fn killed(lab: &Lab, web: &Workload<'_>) -> Result<()> {
     );
 
     let other = Agent::on(lab, before.number % 3 + 1);
+    other.kill_while_api_hangs(HANG, Moment::Beginning)?;
     println!(
         "  another node's, while the API server hangs: {} steps (the difference is 0)",
-        other.kill_while_api_hangs(HANG)?
+        other.first_steps()?
     );
 
     let after = product::wait_one_owner(lab, vip, SOON)?;

@@ -27,11 +27,6 @@ impl Slowdown {
         Ok(Self(spin().as_nanos() as f64 / host))
     }
 
-    /// What a time on the host may take in the machine.
-    pub fn times(self, host: Duration) -> Duration {
-        host.mul_f64(self.0)
-    }
-
     /// The middle and the end of many times, beside what the end should be on the host.
     pub fn tell(self, took: &mut [Duration], goal: Duration) -> String {
         took.sort_unstable();
