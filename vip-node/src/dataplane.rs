@@ -71,7 +71,11 @@ pub trait Dataplane: Send {
 
     /// Whether a service of ours, and our nftables table, are still there: a cheap look (two small messages) at whether
     /// somebody flushed. The answer is no as well when asked for a service that was never there.
-    fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError>;
+    fn sentinel(&mut self, key: &ServiceKey) -> Result<Sight, DataplaneError>;
+
+    /// What is known, with IPVS as it is now: what somebody flushed of it is read in less time than everything, above all
+    /// while others write into nftables.
+    fn reread_ipvs(&mut self, known: Tables) -> Result<Tables, DataplaneError>;
 
     /// Chains of the node's own firewall that drop by default what it receives or forwards, such as `inet filter input`.
     fn firewalls(&mut self) -> Result<BTreeSet<String>, DataplaneError>;
@@ -79,6 +83,17 @@ pub trait Dataplane: Send {
     /// Deletes our services (those in the ledger), then the ledger and the guards, and puts sysctls back. What others made
     /// stays.
     fn remove_everything(&mut self) -> Result<(), DataplaneError>;
+}
+
+/// What a quick look shows of our entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// The service and our nftables table.
+    Both,
+    /// The table without the service: somebody flushed IPVS.
+    Table,
+    /// Not even the table.
+    Nothing,
 }
 
 /// The services that are there and ours: those whose destinations are of interest.

@@ -19,7 +19,7 @@ use vip_core::plan::{Along, Change, ServiceKey, Tables, plan};
 
 use super::audit::{Audit, Seen};
 use super::census::{Census, Counts};
-use crate::dataplane::{Dataplane, DataplaneError, blocks};
+use crate::dataplane::{Dataplane, DataplaneError, Sight, blocks};
 
 /// How often one of our entries is looked up: kube-proxy in nftables mode flushes the whole IPVS table at its start. Two
 /// small messages to the kernel each time.
@@ -191,6 +191,8 @@ struct Worker<D> {
     /// When the sentinel looked last, and for which service.
     watched: Instant,
     asked: Option<ServiceKey>,
+    /// Something was gone when it looked.
+    is_robbed: bool,
     /// When the work that has no end yet was begun, or told of last.
     under_way: Option<Instant>,
     retry: Duration,
@@ -218,6 +220,7 @@ impl<D: Dataplane> Worker<D> {
             census: Census::new(),
             watched: Instant::now(),
             asked: None,
+            is_robbed: false,
             under_way: None,
             retry: RETRY.0,
             reported: None,
@@ -322,8 +325,8 @@ impl<D: Dataplane> Worker<D> {
         });
     }
 
-    /// Whether one of our entries is missing: then nothing is known of the kernel any more. Any error counts, the full look
-    /// that follows will say more. Each is asked for in its turn.
+    /// Whether one of our entries is missing: then IPVS is read again, and everything if more is gone or after an error. Each
+    /// is asked for in its turn.
     fn is_lost(&mut self) -> bool {
         self.watched = Instant::now();
         let Some(mirror) = &self.mirror else { return false };
@@ -331,12 +334,15 @@ impl<D: Dataplane> Worker<D> {
         let mut ours = mirror.ledger.range(behind).chain(&mirror.ledger);
         let key = ours.find(|key| mirror.services.contains_key(key)).copied();
         self.asked = key;
-        let lost = key.is_some_and(|key| !matches!(self.dataplane.sentinel(&key), Ok(true)));
-        if lost {
-            info!("entries of ours are gone from the kernel, putting them back");
-            self.mirror = None;
+        let sight = key.map_or(Ok(Sight::Both), |key| self.dataplane.sentinel(&key));
+        if sight == Ok(Sight::Both) {
+            return false;
         }
-        lost
+        info!("entries of ours are gone from the kernel, putting them back");
+        let known = self.mirror.take().filter(|_| sight == Ok(Sight::Table));
+        self.mirror = known.and_then(|known| self.dataplane.reread_ipvs(known).ok());
+        self.is_robbed = true;
+        true
     }
 
     /// Brings the kernel to what is desired; whether nothing is left to retry. Publishes only what holds afterwards,
@@ -366,6 +372,7 @@ impl<D: Dataplane> Worker<D> {
         let Some((generation, desired)) = self.desired.as_ref() else { return Outcome::Unheard };
         let known = self.mirror.take();
         let whole = known.is_none();
+        let is_robbed = std::mem::take(&mut self.is_robbed) || whole;
         let (desired, substituted) = substitute(desired, &self.lacking);
         let mut state = Programmed {
             generation: Some(*generation),
@@ -396,7 +403,7 @@ impl<D: Dataplane> Worker<D> {
             info!(found, steps, "services of ours found in the kernel, steps to what they should be");
         }
         // Once all was as desired, only others can have changed it.
-        if whole && last == Some(*generation) && self.reported.is_none() && !plan.changes.is_empty() {
+        if is_robbed && last == Some(*generation) && self.reported.is_none() && !plan.changes.is_empty() {
             state.repairs += 1;
         }
         let mut mirror = observed;

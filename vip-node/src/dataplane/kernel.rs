@@ -8,7 +8,7 @@ use vip_core::plan::{Change, ServiceKey, Tables, VirtualService};
 use super::ipvs::Ipvs;
 use super::nat::Nat;
 use super::sysctl::Sysctls;
-use super::{Dataplane, DataplaneError, Destinations, blocks, firewall};
+use super::{Dataplane, DataplaneError, Destinations, Sight, blocks, firewall};
 
 /// The kernel of this network namespace (of the thread that makes the first call).
 #[derive(Debug)]
@@ -168,8 +168,19 @@ impl Dataplane for Kernel {
         failures
     }
 
-    fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError> {
-        Ok(self.ipvs.service(key)?.is_some() && self.nat.is_there()?)
+    fn sentinel(&mut self, key: &ServiceKey) -> Result<Sight, DataplaneError> {
+        let service = self.ipvs.service(key)?;
+        Ok(match (self.nat.is_there()?, service) {
+            (true, Some(_)) => Sight::Both,
+            (true, None) => Sight::Table,
+            (false, _) => Sight::Nothing,
+        })
+    }
+
+    fn reread_ipvs(&mut self, known: Tables) -> Result<Tables, DataplaneError> {
+        let mut tables = Tables { services: self.ipvs.services()?, ..known };
+        self.fill(&mut tables)?;
+        Ok(self.judged(tables))
     }
 
     fn firewalls(&mut self) -> Result<BTreeSet<String>, DataplaneError> {

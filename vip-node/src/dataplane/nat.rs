@@ -17,7 +17,8 @@
 //!     ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset
 //!     ip daddr @vips fib daddr type local reject with icmpx port-unreachable }
 //! chain output { type filter hook output priority mangle
-//!     new connections to @ports and @restricted whose source is not in @sources: rejected as above }
+//!     new connections to @ports and @restricted whose source is not in @sources: rejected as above
+//!     new connections to @vips, local, neither ICMP nor to @ports: rejected as above }
 //! ```
 //!
 //! IPv6 has the same sets and rules beside these: `vips6`, `ports6`, `ip6 daddr`, `ipv6-icmp`. They are there on nodes without

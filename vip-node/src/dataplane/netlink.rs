@@ -161,6 +161,17 @@ impl Request {
     }
 }
 
+/// Writes requests numbered from `first` on, only the last to be acknowledged; returns its number.
+fn write_all(requests: &[Request], first: u32, out: &mut Vec<u8>) -> u32 {
+    let mut last = first;
+    for (n, request) in requests.iter().enumerate() {
+        let flags = if n + 1 == requests.len() { NLM_F_ACK } else { 0 };
+        last = first.wrapping_add(u32::try_from(n).unwrap_or(u32::MAX));
+        request.write(flags, last, out);
+    }
+    last
+}
+
 /// A received message.
 struct Received<'a> {
     kind: u16,
@@ -227,7 +238,7 @@ impl Socket {
         request: &Request,
         mut read: impl FnMut(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Trouble> {
-        let sequence = self.send(std::slice::from_ref(request), NLM_F_ACK)?;
+        let sequence = self.send(request, NLM_F_ACK)?;
         let mut answers = Vec::new();
         self.listen(|message| {
             if message.sequence != sequence {
@@ -252,7 +263,7 @@ impl Socket {
         mut read: impl FnMut(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Trouble> {
         for _ in 0..DUMP_TRIES {
-            let sequence = self.send(std::slice::from_ref(request), NLM_F_DUMP)?;
+            let sequence = self.send(request, NLM_F_DUMP)?;
             let mut entries = Vec::new();
             let mut interrupted = false;
             self.listen(|message| {
@@ -277,21 +288,22 @@ impl Socket {
         Err(Trouble::Lost("a table that changes all the time".to_owned()))
     }
 
-    /// Sends many requests that stand each for itself. Returns the errors, by the requests' indices.
+    /// Sends many requests that stand each for itself. Returns the errors, by the requests' indices. Of those that go out in one
+    /// piece the kernel takes one after the other and tells every error: only the last is to be acknowledged.
     pub(super) fn each(&mut self, requests: &[Request]) -> Result<Vec<(usize, Errno)>, Trouble> {
         let mut failed = Vec::new();
         for (n, chunk) in requests.chunks(AT_ONCE).enumerate() {
-            let first = self.send(chunk, NLM_F_ACK)?;
-            let mut open = chunk.len();
+            let first = self.take(chunk.len());
+            let mut bytes = Vec::new();
+            let last = write_all(chunk, first, &mut bytes);
+            self.write(&bytes)?;
             self.listen(|message| {
                 let index = usize::try_from(message.sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
-                if let (true, Some(status)) = (index < chunk.len(), message.status()) {
-                    open -= 1;
-                    if status != 0 {
-                        failed.push((n * AT_ONCE + index, Errno::from_raw(status)));
-                    }
+                let Some(status) = message.status().filter(|_| index < chunk.len()) else { return Ok(false) };
+                if status != 0 {
+                    failed.push((n * AT_ONCE + index, Errno::from_raw(status)));
                 }
-                Ok(open == 0)
+                Ok(message.sequence == last)
             })?;
         }
         Ok(failed)
@@ -305,17 +317,14 @@ impl Socket {
         begin: &Request,
         end: &Request,
     ) -> Result<Vec<(usize, Errno)>, Trouble> {
-        let Some((last, before)) = requests.split_last() else { return Ok(Vec::new()) };
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut bytes = Vec::new();
         let first = self.take(requests.len() + 2);
         begin.write(0, first, &mut bytes);
-        let sequences = (0..).map(|n| first.wrapping_add(1).wrapping_add(n));
-        for (request, sequence) in before.iter().zip(sequences) {
-            request.write(0, sequence, &mut bytes);
-        }
         // Its acknowledgement comes last, in failure too.
-        let last_sequence = self.sequence.wrapping_sub(1);
-        last.write(NLM_F_ACK, last_sequence, &mut bytes);
+        let last = write_all(requests, first.wrapping_add(1), &mut bytes);
         end.write(0, self.sequence, &mut bytes);
         self.write(&bytes)?;
 
@@ -332,20 +341,18 @@ impl Socket {
                 }
                 (_, error) => return Err(Trouble::Errno(Errno::from_raw(error))),
             }
-            Ok(message.sequence == last_sequence)
+            Ok(message.sequence == last)
         })?;
         Ok(failed)
     }
 
-    /// Sends requests in one piece, numbered from the returned number on.
-    fn send(&mut self, requests: &[Request], flags: u16) -> Result<u32, Trouble> {
-        let first = self.take(requests.len());
+    /// Sends a request and returns its number.
+    fn send(&mut self, request: &Request, flags: u16) -> Result<u32, Trouble> {
+        let sequence = self.take(1);
         let mut bytes = Vec::new();
-        for (request, n) in requests.iter().zip(0..) {
-            request.write(flags, first.wrapping_add(n), &mut bytes);
-        }
+        request.write(flags, sequence, &mut bytes);
         self.write(&bytes)?;
-        Ok(first)
+        Ok(sequence)
     }
 
     /// Takes the next numbers and returns the first.

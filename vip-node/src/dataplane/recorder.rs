@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vip_core::plan::{Change, ServiceKey, Tables};
 
-use super::{Dataplane, DataplaneError, Destinations, blocks};
+use super::{Dataplane, DataplaneError, Destinations, Sight, blocks};
 
 /// The model kernel. Clones share it, so that a test keeps one while the agent has the other.
 #[derive(Clone, Debug, Default)]
@@ -177,9 +177,16 @@ impl Dataplane for Recorder {
         failed
     }
 
-    fn sentinel(&mut self, key: &ServiceKey) -> Result<bool, DataplaneError> {
+    fn sentinel(&mut self, key: &ServiceKey) -> Result<Sight, DataplaneError> {
         let state = self.state();
-        state.working().map(|()| state.tables.services.contains_key(key))
+        state.working()?;
+        Ok(if state.tables.services.contains_key(key) { Sight::Both } else { Sight::Table })
+    }
+
+    fn reread_ipvs(&mut self, known: Tables) -> Result<Tables, DataplaneError> {
+        let state = self.state();
+        state.working()?;
+        Ok(Tables { services: state.tables.services.clone(), ..known })
     }
 
     fn firewalls(&mut self) -> Result<BTreeSet<String>, DataplaneError> {
@@ -228,9 +235,9 @@ mod tests {
         assert_eq!(recorder.apply(&steps), vec![]);
         assert_eq!(seen.tables(), desired());
         assert_eq!(seen.forget(), steps);
-        assert!(recorder.sentinel(&key()).unwrap());
+        assert_eq!(recorder.sentinel(&key()), Ok(Sight::Both));
         seen.meddle(|tables| tables.services.clear());
-        assert!(!recorder.sentinel(&key()).unwrap());
+        assert_eq!(recorder.sentinel(&key()), Ok(Sight::Table));
         recorder.remove_everything().unwrap();
         assert_eq!(seen.tables(), Tables::default());
     }

@@ -10,7 +10,7 @@ use super::sets::{SETS4, SETS6, Set, Sets, sets};
 pub(super) const TABLE: &str = "kubectl-vip";
 
 /// Changes whenever [`requests`] makes another table than before, so that an agent replaces an older one's.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// A base chain.
 #[derive(Debug)]
@@ -103,6 +103,9 @@ fn rules() -> Vec<(&'static str, Vec<Expression>, String)> {
         for rule in refused(&family.to_others_only()) {
             add(&OUTPUT, rule, "exposed to some");
         }
+        for rule in refused(&family.to_a_shut_port()) {
+            add(&OUTPUT, rule, "a virtual IP is no door to the node");
+        }
     }
     for family in FAMILIES {
         add(&POSTROUTING, family.some_are_not_masqueraded(), "answers of this node's pods return through it");
@@ -127,6 +130,15 @@ fn refused(packets: &[Expression]) -> [Vec<Expression>; 2] {
         codec::reject_by_reset(),
     ];
     [[packets, &tcp].concat(), [packets, &[codec::reject_by_icmp()]].concat()]
+}
+
+/// Packets of connections that are not known yet.
+fn new() -> [Expression; 3] {
+    [
+        codec::connection(Connection::State, Register(0)),
+        codec::mask(Register(0), ESTABLISHED_OR_RELATED),
+        codec::equal(Register(0), &0u32.to_ne_bytes()),
+    ]
 }
 
 impl Family {
@@ -169,15 +181,19 @@ impl Family {
         Register(self.length.div_ceil(4) + 2)
     }
 
-    /// Packets to an open port, with `address . protocol . port` from the first register on.
-    fn to_a_port(&self) -> Vec<Expression> {
+    /// `address . protocol . port` of a packet's destination from the first register on.
+    fn service(&self) -> Vec<Expression> {
         let words = self.length.div_ceil(4);
         let port = vec![
             codec::meta(Meta::Transport, Register(words)),
             codec::transport_header(2, 2, Register(words + 1)),
-            codec::lookup(&self.sets.ports, Register(0)),
         ];
         [self.destination(), port].concat()
+    }
+
+    /// Packets to an open port, with `address . protocol . port` from the first register on.
+    fn to_a_port(&self) -> Vec<Expression> {
+        [self.service(), vec![codec::lookup(&self.sets.ports, Register(0))]].concat()
     }
 
     /// The source of a packet behind what its service is known by, in a set or in none of its ranges.
@@ -210,14 +226,18 @@ impl Family {
     /// New connections to a service whose clients have to be others. What the node itself sends never passes the other
     /// chain: IPVS balances it on its way out.
     fn to_others_only(&self) -> Vec<Expression> {
-        let new = [
-            codec::connection(Connection::State, Register(0)),
-            codec::mask(Register(0), ESTABLISHED_OR_RELATED),
-            codec::equal(Register(0), &0u32.to_ne_bytes()),
-        ];
         let restricted = vec![codec::lookup(&self.sets.restricted, Register(0))];
         let from = self.source_is(&self.sets.sources, false).to_vec();
-        [self.to_a_port(), restricted, from, new.to_vec()].concat()
+        [self.to_a_port(), restricted, from, new().to_vec()].concat()
+    }
+
+    /// New connections of the node itself to a port of a bound address that is not open. Most of them would pass the other chain
+    /// too, but kube-proxy in iptables mode sends those to a NodePort elsewhere on their way out.
+    fn to_a_shut_port(&self) -> Vec<Expression> {
+        let no_icmp =
+            vec![codec::meta(Meta::Transport, Register(0)), codec::different(Register(0), &[self.icmp])];
+        let shut = vec![codec::lookup_none(&self.sets.ports, Register(0))];
+        [self.to_a_local_vip(), no_icmp, self.service(), shut, new().to_vec()].concat()
     }
 
     /// Packets of this IP version on their way to a server, with where the connection was first sent to in the first
