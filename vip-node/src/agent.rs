@@ -201,6 +201,12 @@ impl Agent {
 
     fn turn(&mut self, report: Option<&Report>, programmed: &Programmed) {
         self.partner.beat();
+        if self.generation == 0 && self.found.is_none() {
+            self.found = self.programmer.found();
+            if self.found.is_none() {
+                return self.health.turn(Some("the agent has not seen the kernel yet".to_owned()));
+            }
+        }
         let news = self.look();
         let Some(view) = &self.view else {
             return self.health.turn(Some("the API server has not answered yet".to_owned()));
@@ -211,12 +217,6 @@ impl Agent {
             if bound != self.bound {
                 self.programmer.own(bound.clone());
                 self.bound = bound;
-            }
-        }
-        if self.generation == 0 && self.found.is_none() {
-            self.found = self.programmer.found();
-            if self.found.is_none() {
-                return self.health.turn(Some("the agent has not seen the kernel yet".to_owned()));
             }
         }
         self.lan.peers.clone_from(&view.peers);
@@ -299,7 +299,9 @@ impl Agent {
     /// something to remember.
     fn look(&mut self) -> bool {
         if self.synced {
-            self.memory = None;
+            if let Some(memory) = self.memory.take() {
+                self.view = self.inherit(&memory);
+            }
             let view = self.view.get_or_insert_default();
             return self.cluster.refresh(&self.node.name, &mut self.trust, view);
         }
@@ -323,6 +325,17 @@ impl Agent {
             self.trust.doubt(Instant::now());
         }
         false
+    }
+
+    /// What the agent before this one knew, to compare with what the API server says first, if that may have been away until now:
+    /// nothing was written of this node for so long, and yet the kernel serves.
+    fn inherit(&mut self, memory: &Memory) -> Option<View> {
+        let serves = self.found.as_ref().is_some_and(|found| !found.ledger.is_empty());
+        let written = self.cluster.written(&self.args.node)?;
+        if !serves || !self.trust.begin(&written, &now(), Instant::now()) {
+            return None;
+        }
+        memory.recall(SystemTime::now()).ok().map(|remembered| remembered.view)
     }
 
     /// The end: vrrp hands its addresses over first, then the kernel is cleaned. When vrrp does not end too, only this

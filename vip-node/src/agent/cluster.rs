@@ -11,6 +11,7 @@ use backon::ExponentialBuilder;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node as KubeNode, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
@@ -124,6 +125,12 @@ impl Cluster {
         let _ = self.services.wait_until_ready().await;
         let _ = self.slices.wait_until_ready().await;
         let _ = self.own.wait_until_ready().await;
+    }
+
+    /// When an agent last wrote of that node.
+    pub fn written(&self, node: &str) -> Option<Time> {
+        let object = self.nodes.get(&ObjectRef::new(node))?;
+        object.parsed.as_ref().ok()?.status.as_ref()?.renew_time.clone()
     }
 
     /// Waits for a change since the last call.

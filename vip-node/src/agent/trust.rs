@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::watch;
 use tracing::{info, warn};
 use vip_core::api::{RENEW_SECONDS, ServiceRef};
@@ -32,6 +33,15 @@ impl Trust {
     /// Believes everything, as long as there are answers.
     pub fn new(heard: watch::Receiver<Option<Instant>>) -> Self {
         Self { heard, until: None, held: BTreeSet::new() }
+    }
+
+    /// An agent starts, and the last word of this node that the API server has is from that time; whether it may have been away.
+    pub fn begin(&mut self, written: &Time, today: &Time, now: Instant) -> bool {
+        let away = Duration::try_from(today.0.duration_since(written.0)).is_ok_and(|since| since > AWAY);
+        if away {
+            self.doubt(now);
+        }
+        away
     }
 
     /// This node goes on from what it remembers, for the API server does not answer.
@@ -161,5 +171,19 @@ mod tests {
         let (now, again) = look(&worse, 101);
         assert!(Arc::ptr_eq(&now, &worse));
         assert_eq!((again, trust.review(at(102)).len()), (1, 0));
+    }
+
+    #[test]
+    fn what_was_not_written_of_for_long_is_doubted_at_the_start() {
+        let time = |text: &str| Time(text.parse().unwrap());
+        let written = time("2026-01-01T00:00:00Z");
+        let (_answers, heard) = watch::channel(None);
+        let mut trust = Trust::new(heard);
+        for believed in ["2026-01-01T00:00:20Z", "2025-12-31T23:00:00Z"] {
+            assert!(!trust.begin(&written, &time(believed), Instant::now()), "{believed}");
+        }
+        assert!(trust.until.is_none());
+        assert!(trust.begin(&written, &time("2026-01-01T00:00:21Z"), Instant::now()));
+        assert!(trust.until.is_some());
     }
 }
