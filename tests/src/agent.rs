@@ -14,6 +14,15 @@ const RESTART: Duration = Duration::from_secs(300);
 /// How long anything else may take.
 const SOON: Duration = Duration::from_secs(60);
 
+/// When an agent is killed while the API server hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// So that the next has to begin without it.
+    Beginning,
+    /// So that it is back before the next begins, and says what it thinks of nodes that it has not heard of.
+    End,
+}
+
 /// The agent's container in the pod on a node.
 pub struct Agent<'a> {
     lab: &'a Lab,
@@ -53,17 +62,21 @@ impl<'a> Agent<'a> {
         Ok(())
     }
 
-    /// Ends its process while the API server hangs, for that long at least and until there is another; gives the steps of the other's first
-    /// look at the kernel, once all agents are ready.
-    pub fn kill_while_api_hangs(&self, hang: Duration) -> Result<usize> {
+    /// Ends its process while the API server hangs, for that long at least; then waits until all agents are ready.
+    pub fn kill_while_api_hangs(&self, hang: Duration, moment: Moment) -> Result<()> {
         let clock = Instant::now();
         self.lab.pause_apiserver()?;
-        let again = self.kill_and_wait();
+        let outcome = match moment {
+            Moment::Beginning => self.kill_and_wait(),
+            Moment::End => {
+                thread::sleep(hang);
+                self.kill()
+            }
+        };
         thread::sleep(hang.saturating_sub(clock.elapsed()));
         self.lab.resume_apiserver()?;
-        again?;
-        product::wait_rollout(self.lab)?;
-        self.first_steps()
+        outcome?;
+        product::wait_rollout(self.lab)
     }
 
     /// How often it was started again.
@@ -89,13 +102,25 @@ impl<'a> Agent<'a> {
     /// The steps that it took at its first look at the kernel, as its log has them.
     pub fn first_steps(&self) -> Result<usize> {
         command::until(&format!("the agent on {} to look at the kernel", self.node.name()), SOON, || {
-            let select = format!("--field-selector=spec.nodeName={}", self.node.name());
-            let name = self.lab.kubectl(["get", "pods", "-n", "kubectl-vip", &select, "-o", "name"])?.ok()?;
-            let log = self.lab.kubectl(["logs", "-n", "kubectl-vip", name.text(), "-c", "agent"])?.ok()?;
-            let mut lines = log.stdout.lines().filter(|line| line.contains("steps to what they should be"));
+            let log = self.log(&[])?;
+            let mut lines = log.lines().filter(|line| line.contains("steps to what they should be"));
             let words = lines.next().into_iter().flat_map(str::split_whitespace);
             let steps = words.filter_map(|word| word.strip_prefix("steps=")?.parse().ok()).next();
             Ok(steps)
         })
+    }
+
+    /// What it has logged in that time, and the process before this one, if there was one.
+    pub fn last_words(&self, time: Duration) -> Result<String> {
+        let since = format!("--since={}s", time.as_secs() + 1);
+        let earlier = self.log(&[&since, "--previous"]).unwrap_or_default();
+        Ok(earlier + &self.log(&[&since])?)
+    }
+
+    fn log(&self, which: &[&str]) -> Result<String> {
+        let select = format!("--field-selector=spec.nodeName={}", self.node.name());
+        let name = self.lab.kubectl(["get", "pods", "-n", "kubectl-vip", &select, "-o", "name"])?.ok()?;
+        let log = ["logs", "-n", "kubectl-vip", name.text(), "-c", "agent"];
+        Ok(self.lab.kubectl(log.iter().chain(which))?.ok()?.stdout)
     }
 }

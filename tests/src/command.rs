@@ -1,6 +1,7 @@
 //! Running a program to its end, with a time limit, and what came out of it.
 
 use std::{
+    env,
     fmt::Write as _,
     io::Read,
     process::{Child, Command, Stdio},
@@ -10,6 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+
+use crate::paths;
 
 /// How long an ordinary command may take.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -92,6 +95,18 @@ pub fn words(words: &[&str]) -> Result<Output> {
 /// Runs `ip` with the words of one line and wants success.
 pub fn ip(line: &str) -> Result<Output> {
     run(Command::new("ip").args(line.split_whitespace()), LIMIT)?.ok()
+}
+
+/// Cargo in this repository, as if no other cargo had started this program: what that tells its programs makes build scripts
+/// run again, and all that follows from them.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(paths::repository());
+    let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        cargo.env_remove(name);
+    }
+    cargo
 }
 
 /// Starts a command; the error names it.

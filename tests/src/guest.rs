@@ -17,6 +17,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+pub(crate) use node::PROXY_MODE;
+
 use crate::{
     command::{self, ip, words},
     exec,

@@ -32,8 +32,8 @@ pub fn product_archive() -> PathBuf {
 pub fn build_product() -> Result<PathBuf> {
     const TRIPLE: &str = "x86_64-unknown-linux-gnu";
     let target = paths::target().join("image");
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository()).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let mut cargo = command::cargo();
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     cargo
         .args(["build", "--release", "--package", "vip-node", "--target", TRIPLE, "--target-dir"])
         .arg(&target);

@@ -7,7 +7,6 @@ use std::{
     env, fs,
     io::{Cursor, Write as _},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -154,8 +153,7 @@ fn build(platform: Platform) -> Result<PathBuf> {
     let glibc = platform.triple.replace("-musl", "-gnu");
     let triple = if has(platform.triple) { platform.triple } else { &glibc };
     let target = paths::target().join("release-plugin");
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository());
+    let mut cargo = command::cargo();
     cargo.args(["build", "--locked", "--release", "--package", "kubectl-vip", "--target", triple]);
     cargo.arg("--target-dir").arg(&target);
     if triple.ends_with("-gnu") {

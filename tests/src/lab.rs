@@ -27,7 +27,7 @@ use crate::{
     command::{self, Output},
     control_plane::ControlPlane,
     daemon::Daemon,
-    guest::{self, NODES},
+    guest::{self, NODES, PROXY_MODE},
     image,
     lan::{self, BRIDGE},
     netns::Netns,
@@ -368,6 +368,26 @@ impl Lab {
         self.wait_kube_proxy(node)
     }
 
+    /// Has kube-proxy on every node start in another mode, `nftables` or `iptables`, for the time of some work.
+    pub fn with_kube_proxy_in<T>(&self, mode: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = |mode: &str| {
+            self.each_node(|node| {
+                node.exec(&format!("echo {mode} > {PROXY_MODE}"))?.ok()?;
+                self.restart_kube_proxy(node.number)
+            })
+        };
+        let outcome = start(mode).and_then(|_| work());
+        start("nftables")?;
+        // Who has no iptables leaves its rules, and nobody else has any.
+        self.each_node(|node| {
+            node.exec(
+                "nft list tables | grep -E ' ip6? (nat|filter|mangle)$' | while read -r table; do nft delete $table; done",
+            )?
+            .ok()
+        })?;
+        outcome
+    }
+
     /// Waits until kube-proxy on a node says that its rules are in the kernel.
     pub fn wait_kube_proxy(&self, node: u8) -> Result<()> {
         // No curl: each process is slow in there.
@@ -433,6 +453,11 @@ impl Node<'_> {
     /// The MAC address of its network card.
     pub fn mac(&self) -> String {
         guest::mac(self.number)
+    }
+
+    /// The program `lab` as the node sees it.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.lab.folder.join("lab")
     }
 
     /// Runs a shell command in the node's network, mount and host name namespaces, for a minute at most.

@@ -4,7 +4,9 @@ use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lab::{Lab, Parts, binaries, demo, guest, image, interrupt, krew, pictures, product, runner, setup};
+use lab::{
+    Lab, Parts, binaries, demo, guest, image, interrupt, ipvs_ear, krew, pictures, product, runner, setup,
+};
 
 /// A three-node Kubernetes cluster on this machine, and the tests that run in it.
 #[derive(Parser)]
@@ -80,6 +82,9 @@ enum Verb {
     /// What runs in a node
     #[command(hide = true)]
     GuestNode(guest::GuestNode),
+    /// Hears what is said to IPVS on a node
+    #[command(hide = true)]
+    IpvsEar,
 }
 
 #[derive(clap::Args)]
@@ -127,6 +132,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::GuestInit { command } => guest::run_init(&command)?,
         Verb::Guest(options) => guest::run(&options)?,
         Verb::GuestNode(options) => guest::run_node(&options)?,
+        Verb::IpvsEar => ipvs_ear::listen()?,
     }
     Ok(ExitCode::SUCCESS)
 }

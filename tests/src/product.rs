@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    process::Command,
     str::FromStr,
     time::Duration,
 };
@@ -16,7 +15,6 @@ use serde_json::{Value, json};
 use crate::{
     command, image,
     lab::{Lab, Node, Parts},
-    paths,
 };
 
 /// How long answers to one ARP request are collected.
@@ -39,15 +37,8 @@ pub fn build() -> Result<()> {
 
 /// The programs that tests start: the plugin and the agent.
 pub fn build_programs() -> Result<()> {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository()).args([
-        "build",
-        "--quiet",
-        "--package",
-        "vip-node",
-        "--package",
-        "kubectl-vip",
-    ]);
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--quiet", "--package", "vip-node", "--package", "kubectl-vip"]);
     let status = cargo.status().context("can't start cargo")?;
     if !status.success() {
         bail!("the programs do not build");
@@ -218,6 +209,12 @@ fn name_of(vip: IpAddr) -> String {
         IpAddr::V4(vip) => vip.to_string(),
         IpAddr::V6(vip) => vip.segments().map(|group| format!("{group:x}")).join("-"),
     }
+}
+
+/// Whether a virtual IP's owner has lost it unasked, as one does that stood still with the whole machine for longer than the others wait.
+pub fn was_lost(lab: &Lab, vip: impl Into<IpAddr>) -> Result<bool> {
+    let reason = field(lab, vip, "{.status.lastHandover.reason}")?;
+    Ok(["OwnerSilent", "OwnerLeft", "HigherPriority"].contains(&reason.as_str()))
 }
 
 /// A field of a virtual IP by JSONPath.

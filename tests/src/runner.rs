@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    process::{self, Command, ExitCode, Stdio},
+    process::{self, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -224,8 +224,8 @@ fn at_once<T: Sync>(all: &[T], run: impl Fn(usize, &T) -> Result<Count> + Sync) 
 
 /// Runs `cargo test`, shows what it prints when it is at its end, and counts.
 fn cargo(selection: &[&str], arguments: &[&str], variable: Option<(&str, &str)>) -> Result<Count> {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository()).args(["test", "--quiet", "--no-fail-fast"]).args(selection);
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--quiet", "--no-fail-fast"]).args(selection);
     if !selection.contains(&"--test") && !selection.contains(&"--lib") {
         cargo.args(["--lib", "--bins", "--tests"]);
     }
@@ -247,8 +247,7 @@ fn cargo(selection: &[&str], arguments: &[&str], variable: Option<(&str, &str)>)
 
 /// Builds the program with the kernel's tests and gives its path.
 fn kernel_program() -> Result<String> {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository());
+    let mut cargo = command::cargo();
     cargo.args([
         "test",
         "--quiet",

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::{command, image::AGNHOST, lab::Lab};
 
+/// How long pods may take to come and go on a slow machine, under load.
+pub const SLOW: Duration = Duration::from_secs(300);
+
 /// A Deployment, and as many Services for its pods as wanted: `/hostname` over TCP at port 80 and `hostname` over UDP at
 /// port 81 answer with the name of the pod.
 #[derive(Clone, Debug)]
@@ -90,7 +93,7 @@ spec:
         # It goes on answering until all have heard that it ends.
         args: [netexec, --http-port=8080, --udp-port=8081, --delay-shutdown=6]
         ports: [{{name: http, containerPort: 8080}}, {{name: udp, containerPort: 8081, protocol: UDP}}]
-        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 2, timeoutSeconds: 5}}
+        readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 5, timeoutSeconds: 5}}
 "
         )
     }
@@ -105,7 +108,7 @@ spec:
     /// Waits until that many pods are ready and there is no other.
     pub fn wait(&self, replicas: u32) -> Result<()> {
         let what = format!("{replicas} ready pods of {}/{}", self.namespace, self.name);
-        command::until(&what, Duration::from_secs(180), || {
+        command::until(&what, SLOW, || {
             let (ready, all) = self.count()?;
             if (ready, all) != (replicas as usize, replicas as usize) {
                 bail!("{ready} of {all} are ready");

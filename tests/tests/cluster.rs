@@ -7,6 +7,8 @@ mod agent;
 mod check_itself;
 #[path = "cluster/failover.rs"]
 mod failover;
+#[path = "cluster/fates.rs"]
+mod fates;
 #[path = "cluster/growth.rs"]
 mod growth;
 #[path = "cluster/install.rs"]

@@ -30,7 +30,7 @@ use lab::command::{LIMIT, Output, words};
 use lab::netns::in_new_netns;
 use vip_core::api::{Reason, Scheduler};
 use vip_core::plan::{Change, Plan, Protocol, ServiceKey, Settings, Tables, VirtualService, plan};
-use vip_node::dataplane::{Dataplane, DataplaneError, Ipvs, Kernel};
+use vip_node::dataplane::{Dataplane, DataplaneError, Ipvs, Kernel, Sight};
 
 /// The agent's program, which is beside this one in the machine.
 fn program() -> PathBuf {
@@ -256,20 +256,25 @@ fn what_was_flushed_is_seen_and_put_back() {
         let wanted = desired([(key(80), service(1..=3)), (key(443), service(1..=3))]);
         converge(&mut kernel, &wanted);
         let full = ipvsadm();
-        assert!(kernel.sentinel(&key(80)).unwrap());
-        assert!(!kernel.sentinel(&key(81)).unwrap());
+        assert_eq!(kernel.sentinel(&key(80)), Ok(Sight::Both));
+        assert_eq!(kernel.sentinel(&key(81)), Ok(Sight::Table));
 
         run("ipvsadm -C");
-        assert!(!kernel.sentinel(&key(80)).unwrap());
+        run("ipvsadm -A -t 10.99.0.1:80 -s rr");
+        assert_eq!(kernel.sentinel(&key(80)), Ok(Sight::Table));
+        let reread = kernel.reread_ipvs(wanted.clone()).unwrap();
+        assert_eq!(reread, kernel.observe().unwrap());
+        assert_eq!(reread.services.len(), 1);
+        run("ipvsadm -C");
         let steps = converge(&mut kernel, &wanted);
         assert_eq!(steps.len(), 8, "the ledger is still there: {steps:?}");
         assert_eq!(ipvsadm(), full);
 
         // Without its table the process still knows what is its own.
         run("nft flush ruleset");
-        assert!(!kernel.sentinel(&key(80)).unwrap());
+        assert_eq!(kernel.sentinel(&key(80)), Ok(Sight::Nothing));
         assert_eq!(converge(&mut kernel, &wanted), vec![]);
-        assert!(kernel.sentinel(&key(80)).unwrap());
+        assert_eq!(kernel.sentinel(&key(80)), Ok(Sight::Both));
         assert_eq!(ipvsadm(), full);
 
         run("nft flush ruleset");

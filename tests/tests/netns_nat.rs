@@ -130,28 +130,32 @@ fn nft_shows_the_table_as_documented() {
             set restricted6 { type ipv6_addr . inet_proto . inet_service } \
             set sources6 { type ipv6_addr . inet_proto . inet_service . ipv6_addr flags interval } \
             chain prerouting { type filter hook prerouting priority mangle; policy accept; \
-            ip daddr @vips meta l4proto icmp accept comment \"ping, path MTU and neighbours work (v3)\" \
-            ip6 daddr @vips6 meta l4proto ipv6-icmp accept comment \"ping, path MTU and neighbours work (v3)\" \
-            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport != @restricted accept comment \"exposed ports are open (v3)\" \
-            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport . ip saddr @sources accept comment \"exposed to some (v3)\" \
-            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport != @restricted6 accept comment \"exposed ports are open (v3)\" \
-            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport . ip6 saddr @sources6 accept comment \"exposed to some (v3)\" \
-            ip daddr @vips ct state established,related accept comment \"what was let in stays in (v3)\" \
-            ip6 daddr @vips6 ct state established,related accept comment \"what was let in stays in (v3)\" \
-            ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v3)\" \
-            ip daddr @vips fib daddr type local reject comment \"a virtual IP is no door to the node (v3)\" \
-            ip6 daddr @vips6 fib daddr type local meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v3)\" \
-            ip6 daddr @vips6 fib daddr type local reject comment \"a virtual IP is no door to the node (v3)\" } \
+            ip daddr @vips meta l4proto icmp accept comment \"ping, path MTU and neighbours work (v4)\" \
+            ip6 daddr @vips6 meta l4proto ipv6-icmp accept comment \"ping, path MTU and neighbours work (v4)\" \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport != @restricted accept comment \"exposed ports are open (v4)\" \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport . ip saddr @sources accept comment \"exposed to some (v4)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport != @restricted6 accept comment \"exposed ports are open (v4)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport . ip6 saddr @sources6 accept comment \"exposed to some (v4)\" \
+            ip daddr @vips ct state established,related accept comment \"what was let in stays in (v4)\" \
+            ip6 daddr @vips6 ct state established,related accept comment \"what was let in stays in (v4)\" \
+            ip daddr @vips fib daddr type local meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v4)\" \
+            ip daddr @vips fib daddr type local reject comment \"a virtual IP is no door to the node (v4)\" \
+            ip6 daddr @vips6 fib daddr type local meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v4)\" \
+            ip6 daddr @vips6 fib daddr type local reject comment \"a virtual IP is no door to the node (v4)\" } \
             chain output { type filter hook output priority mangle; policy accept; \
-            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @sources ct state ! established,related meta l4proto tcp reject with tcp reset comment \"exposed to some (v3)\" \
-            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @sources ct state ! established,related reject comment \"exposed to some (v3)\" \
-            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport @restricted6 ip6 daddr . meta l4proto . th dport . ip6 saddr != @sources6 ct state ! established,related meta l4proto tcp reject with tcp reset comment \"exposed to some (v3)\" \
-            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport @restricted6 ip6 daddr . meta l4proto . th dport . ip6 saddr != @sources6 ct state ! established,related reject comment \"exposed to some (v3)\" } \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @sources ct state ! established,related meta l4proto tcp reject with tcp reset comment \"exposed to some (v4)\" \
+            ip daddr . meta l4proto . th dport @ports ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @sources ct state ! established,related reject comment \"exposed to some (v4)\" \
+            ip daddr @vips fib daddr type local meta l4proto != icmp ip daddr . meta l4proto . th dport != @ports ct state ! established,related meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v4)\" \
+            ip daddr @vips fib daddr type local meta l4proto != icmp ip daddr . meta l4proto . th dport != @ports ct state ! established,related reject comment \"a virtual IP is no door to the node (v4)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport @restricted6 ip6 daddr . meta l4proto . th dport . ip6 saddr != @sources6 ct state ! established,related meta l4proto tcp reject with tcp reset comment \"exposed to some (v4)\" \
+            ip6 daddr . meta l4proto . th dport @ports6 ip6 daddr . meta l4proto . th dport @restricted6 ip6 daddr . meta l4proto . th dport . ip6 saddr != @sources6 ct state ! established,related reject comment \"exposed to some (v4)\" \
+            ip6 daddr @vips6 fib daddr type local meta l4proto != ipv6-icmp ip6 daddr . meta l4proto . th dport != @ports6 ct state ! established,related meta l4proto tcp reject with tcp reset comment \"a virtual IP is no door to the node (v4)\" \
+            ip6 daddr @vips6 fib daddr type local meta l4proto != ipv6-icmp ip6 daddr . meta l4proto . th dport != @ports6 ct state ! established,related reject comment \"a virtual IP is no door to the node (v4)\" } \
             chain postrouting { type nat hook postrouting priority srcnat; policy accept; \
-            ct direction original ct original ip daddr . meta l4proto . ct original proto-dst @direct ct original ip daddr . meta l4proto . ct original proto-dst . ip saddr != @near accept comment \"answers of this node's pods return through it (v3)\" \
-            ct direction original ct original ip6 daddr . meta l4proto . ct original proto-dst @direct6 ct original ip6 daddr . meta l4proto . ct original proto-dst . ip6 saddr != @near6 accept comment \"answers of this node's pods return through it (v3)\" \
-            meta nfproto ipv4 ct direction original ct original ip daddr @vips masquerade fully-random comment \"answers of pods return through this node (v3)\" \
-            meta nfproto ipv6 ct direction original ct original ip6 daddr @vips6 masquerade fully-random comment \"answers of pods return through this node (v3)\" } }";
+            ct direction original ct original ip daddr . meta l4proto . ct original proto-dst @direct ct original ip daddr . meta l4proto . ct original proto-dst . ip saddr != @near accept comment \"answers of this node's pods return through it (v4)\" \
+            ct direction original ct original ip6 daddr . meta l4proto . ct original proto-dst @direct6 ct original ip6 daddr . meta l4proto . ct original proto-dst . ip6 saddr != @near6 accept comment \"answers of this node's pods return through it (v4)\" \
+            meta nfproto ipv4 ct direction original ct original ip daddr @vips masquerade fully-random comment \"answers of pods return through this node (v4)\" \
+            meta nfproto ipv6 ct direction original ct original ip6 daddr @vips6 masquerade fully-random comment \"answers of pods return through this node (v4)\" } }";
         assert_eq!(words, expected.split_whitespace().collect::<Vec<_>>(), "{shown}");
         nft("get element inet kubectl-vip vips { 10.87.2.50 }");
         nft("get element inet kubectl-vip ports { 10.87.2.50 . tcp . 80 , 10.87.2.50 . udp . 53 }");
@@ -462,21 +466,34 @@ fn no_door(version: Version) {
     let (vip, own) = (version.vip.to_string(), version.host(1));
     node.netns().ip(version.bound).unwrap();
     serve(node, &format!("{vip} {own}"), &["80", "53", "22"]);
-    node.run(|| program(&mut Nat::new())).unwrap();
+    node.run(|| {
+        program(&mut Nat::new());
+        nft("add table inet proxy");
+        for (hook, priority) in [("prerouting", -100), ("output", -100)] {
+            nft(&format!("add chain inet proxy {hook} {{ type nat hook {hook} priority {priority} ; }}"));
+            nft(&format!("add rule inet proxy {hook} fib daddr type local tcp dport 30080 redirect to :22"));
+        }
+    })
+    .unwrap();
     for (asker, number) in [(client, 2), (node, 1)] {
         let from = version.host(number);
         // Over IPv6 a host asks an address of its own from that address (RFC 6724, rule 1).
         let to_vip = if number == 1 && version.vip.is_ipv6() { &vip } else { &from };
         assert_eq!(&ask(asker, "tcp", &vip, "80"), to_vip);
         assert_eq!(&ask(asker, "udp", &vip, "53"), to_vip);
+        // What the node itself sends by datagrams is refused as it is sent.
+        let refused = if number == 1 { "PermissionError" } else { "ConnectionRefusedError" };
         // Open over one transport only.
-        assert_eq!(ask(asker, "udp", &vip, "80"), "ConnectionRefusedError");
+        assert_eq!(ask(asker, "udp", &vip, "80"), refused);
         assert_eq!(ask(asker, "tcp", &vip, "53"), "ConnectionRefusedError");
         // Closed at the VIP, open at the node.
         assert_eq!(ask(asker, "tcp", &vip, "22"), "ConnectionRefusedError");
-        assert_eq!(ask(asker, "udp", &vip, "22"), "ConnectionRefusedError");
+        assert_eq!(ask(asker, "udp", &vip, "22"), refused);
         assert_eq!(ask(asker, "tcp", &own, "22"), from);
         assert_eq!(ask(asker, "udp", &own, "22"), from);
+        // As kube-proxy sends a NodePort elsewhere.
+        assert_eq!(ask(asker, "tcp", &own, "30080"), from);
+        assert_eq!(ask(asker, "tcp", &vip, "30080"), "ConnectionRefusedError");
         asker.exec(&format!("ping -c 1 -W 2 {vip}")).unwrap().ok().unwrap();
     }
     // A port that closes and opens again.

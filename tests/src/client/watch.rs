@@ -42,6 +42,13 @@ pub struct Report {
     pub by_failure: BTreeMap<String, usize>,
 }
 
+impl Report {
+    /// How many requests may fail because the owner changed: those made in the longest gap, and those under way before it.
+    pub fn bearable(&self, every: Duration) -> usize {
+        usize::try_from(self.longest_gap.as_millis() / every.as_millis().max(1)).unwrap_or(usize::MAX - 2) + 2
+    }
+}
+
 #[derive(Debug)]
 struct Seen {
     requests: usize,

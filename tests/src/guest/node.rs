@@ -23,6 +23,15 @@ use crate::{binaries, command, image, netns::Netns, store};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// Has the mode in which kube-proxy starts.
+pub(crate) const PROXY_MODE: &str = "/run/lab/proxy-mode";
+
+/// Starts a kube-proxy in the mode that the file says. In nftables mode it has no iptables, and so no rules of a former mode to
+/// look for, by dozens of slow processes. It still flushes IPVS.
+const PROXY: &str = r#"read -r mode < "$0"
+[ "$mode" = nftables ] || PATH=$PATH:/usr/sbin
+exec "$@" --proxy-mode "$mode""#;
+
 /// Becomes the node and never ends.
 pub(super) fn run(folder: &Path, number: u8) -> Result<()> {
     let name = format!("node-{number}");
@@ -46,14 +55,15 @@ pub(super) fn run(folder: &Path, number: u8) -> Result<()> {
     // Each counts the machine's processes, those of all nodes.
     kubelet.args(["--housekeeping-interval", "60s"]);
     let proxy_kubeconfig = folder.join("pki").join(format!("{name}-proxy.conf"));
-    // Without iptables it has no rules of a former mode to look for, by dozens of slow processes. It still flushes IPVS.
     let tools = Path::new("/run/lab/bin");
     for tool in ["nft", "modprobe"] {
         symlink(Path::new("/usr/sbin").join(tool), tools.join(tool))?;
     }
-    let mut proxy = Command::new(binaries::path("kube-proxy")?);
+    fs::write(PROXY_MODE, "nftables\n")?;
+    let mut proxy = Command::new("/bin/sh");
+    proxy.args(["-c", PROXY, PROXY_MODE]).arg(binaries::path("kube-proxy")?);
     proxy.args(["--hostname-override", &name, "--kubeconfig"]).arg(&proxy_kubeconfig);
-    proxy.args(["--proxy-mode", "nftables", "--cluster-cidr", "10.244.0.0/16,fd10:244::/32"]);
+    proxy.args(["--cluster-cidr", "10.244.0.0/16,fd10:244::/32", "--iptables-localhost-nodeports=false"]);
     proxy.args(["--healthz-bind-address", "127.0.0.1:10256", "--metrics-bind-address", "127.0.0.1:10249"]);
     proxy.env("PATH", tools);
     proxy.args(["--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "0"]);

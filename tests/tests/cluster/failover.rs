@@ -81,9 +81,7 @@ fn lose_the_owner(
     let report = watch.stop();
     println!("{report}");
     ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
-    // While nobody owned the address all requests fail, and those that were under way then.
-    let unowned = usize::try_from(report.longest_gap.as_millis() / EVERY.as_millis())? + 2;
-    let allowed = unowned + report.requests / 100;
+    let allowed = report.bearable(EVERY) + report.requests / 100;
     ensure!(report.failures <= allowed, "{allowed} may fail: {report}");
     Ok(cut)
 }
@@ -119,7 +117,7 @@ fn the_api_server_hangs_then_is_down_for_a_minute_and_an_owner_is_lost_meanwhile
         let lab = installed()?;
         let exposed = Exposed::new(lab, "apidown")?;
         let pods = web(lab)?.pods()?;
-        let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
+        let watch = lab.client().limit(Duration::from_secs(10)).watch(&exposed.url(), EVERY)?;
         watch.wait_answers(100, SOON)?;
         // No node can renew its lease: at the return Kubernetes calls all of them, and all endpoints, not ready.
         lab.pause_apiserver()?;
@@ -131,8 +129,13 @@ fn the_api_server_hangs_then_is_down_for_a_minute_and_an_owner_is_lost_meanwhile
         let outcome = (|| -> Result<Cut> {
             thread::sleep(Duration::from_secs(10));
             let report = watch.stop();
-            ensure!(report.failures == 0, "with the API server hanging, back, and down: {report}");
-            let cut = lose_the_owner(lab, &exposed, &pods, exposed.owner.number, |_| Ok(()))?;
+            // A machine that stands still for longer than its peers wait loses its addresses.
+            let owner = product::wait_owner(lab, exposed.vip, SOON)?;
+            ensure!(
+                report.failures == 0 || owner != exposed.owner,
+                "with the API server hanging, back, and down: {report}"
+            );
+            let cut = lose_the_owner(lab, &exposed, &pods, owner.number, |_| Ok(()))?;
             thread::sleep(Duration::from_secs(60).saturating_sub(stopped.elapsed()));
             Ok(cut)
         })();

@@ -2,88 +2,42 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::Ipv4Addr, thread, time::Duration};
 
-use anyhow::{Context, Result, ensure};
-use lab::{Lab, Node, Server, command, product, workload::Workload};
+use anyhow::{Result, ensure};
+use lab::{
+    Lab, Server, command,
+    ipvs_ear::{Fates, Service},
+    product,
+    workload::Workload,
+};
 
 use super::{
-    SOON, check_alone, installed,
+    SOON, check_alone, fates, installed,
     services::{LEAVING, READY},
 };
 
 const NAMESPACE: &str = "growth";
 /// Between two requests.
-const EVERY: Duration = Duration::from_millis(40);
+const EVERY: Duration = Duration::from_millis(100);
 /// Endpoints beside the pods: addresses of a host on the LAN, at its port 80.
 const PLAIN: u8 = 55;
 
 /// Longer than a request takes.
 const UNDER_WAY: Duration = Duration::from_secs(2);
 
-/// Counts the messages by which programs of a node change destinations in IPVS, until a file says that it is enough. All
-/// netlink messages pass by an interface for listeners (`nlmon`).
-const COUNT: &str = r#"
-import collections, os, socket, struct, subprocess
-subprocess.run('ip link add counter type nlmon && ip link set counter up', shell=True, check=True)
-ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-ear.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
-ear.bind(('counter', 0))
-open('/run/lab/counting', 'w').close()
-counts = collections.Counter()
-enough = False
-while True:
-    enough = enough or os.path.exists('/run/lab/counted')
-    # What has been sent by then is still to be counted.
-    ear.settimeout(0 if enough else 0.2)
-    try:
-        frame = ear.recv(1 << 20)
-    except (TimeoutError, BlockingIOError):
-        if enough:
-            break
-        continue
-    at = 0
-    while at + 20 <= len(frame):
-        length, kind, flags = struct.unpack_from('=IHH', frame, at)
-        # An answer of the kernel has no request in it.
-        if length < 16 or not flags & 1:
-            break
-        if kind == FAMILY and length >= 20:
-            counts[frame[at + 16]] += 1
-        at += (length + 3) & ~3
-subprocess.run('ip link del counter', shell=True)
-print(counts[5], counts[6], counts[7])
-"#;
+/// What begins; and what is to end, which is set to 0 before it goes.
+const BEGINNING: [Option<u32>; 1] = [Some(1)];
+const END: [Option<u32>; 2] = [Some(0), None];
 
-/// Messages that add, set and delete destinations on a node while something is done.
-fn counted(node: &Node<'_>, work: impl FnOnce() -> Result<()> + Send) -> Result<[usize; 3]> {
-    node.exec("rm -f /run/lab/counting /run/lab/counted")?;
-    thread::scope(|scope| {
-        let counter = scope.spawn(|| {
-            let family = "genl ctrl get name IPVS | sed -n 's/.*ID: \\(0x[0-9a-f]*\\).*/\\1/p'";
-            let family = node.exec(family)?.ok()?;
-            let program = COUNT.replace("FAMILY", family.text());
-            node.exec_for(
-                &format!("python3 -c \"{}\"", program.replace('"', "\\\"")),
-                Duration::from_secs(400),
-            )?
-            .ok()
-        });
-        let outcome = command::until("the counter", SOON, || {
-            Ok(node.exec("test -e /run/lab/counting")?.success().then_some(()))
-        })
-        .and_then(|()| work());
-        node.exec("touch /run/lab/counted")?;
-        let told = counter.join().ok().context("the counter ended badly")??;
-        outcome?;
-        let counts = told.stdout.split_whitespace().map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-        counts.try_into().ok().context("not three numbers")
-    })
+/// That of a plain endpoint.
+fn address(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 87, 4, n)
 }
 
 /// The plain endpoints: a slice of them, or of none, and how they stand.
 fn plain(lab: &Lab, count: u8, state: &str) -> Result<()> {
     let mut endpoints = String::new();
     for n in 1..=count {
-        write!(endpoints, "{{addresses: [{}], conditions: {{{state}}}}}, ", Ipv4Addr::new(10, 87, 4, n))?;
+        write!(endpoints, "{{addresses: [{}], conditions: {{{state}}}}}, ", address(n))?;
     }
     let slice = format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: plain, namespace: {NAMESPACE}, \
@@ -98,7 +52,7 @@ fn wait_table(lab: &Lab, pods: &Workload<'_>, vip: Ipv4Addr, plain: u8, weight: 
     let pods = pods.pods()?;
     let mut wanted: BTreeMap<String, u32> =
         pods.values().map(|pod| (format!("{}:8080", pod.address), 1)).collect();
-    wanted.extend((1..=plain).map(|n| (format!("10.87.4.{n}:80"), weight)));
+    wanted.extend((1..=plain).map(|n| (format!("{}:80", address(n)), weight)));
     command::until(&format!("{} destinations", wanted.len()), SOON, || {
         let tables = lab.each_node(|node| product::table(&node, vip))?;
         ensure!(tables.iter().all(|table| table.get("TCP :80 wlc") == Some(&wanted)), "they have {tables:?}");
@@ -111,7 +65,7 @@ fn from_three_to_sixty_backends_and_back_each_change_is_a_message_and_no_request
     check_alone(|| {
         let lab = installed()?;
         for n in 1..=PLAIN {
-            lab.netns().ip(&format!("address replace 10.87.4.{n}/32 dev lo"))?;
+            lab.netns().ip(&format!("address replace {}/32 dev lo", address(n)))?;
         }
         let _server = Server::start(lab.netns(), "plain")?;
         let pods = Workload::deploy(lab, NAMESPACE, "web", 3)?;
@@ -127,9 +81,11 @@ fn from_three_to_sixty_backends_and_back_each_change_is_a_message_and_no_request
         let watch =
             lab.client().limit(Duration::from_secs(10)).watch(&format!("http://{vip}/hostname"), EVERY)?;
         watch.wait_answers(50, SOON)?;
-        let counts = counted(&lab.node(owner.number), || {
+        let before = pods.pods()?;
+        fates::heard(lab, owner.number, || {
             pods.scale(5)?;
             wait_table(lab, &pods, vip, 0, 1)?;
+            let most = pods.pods()?;
             plain(lab, PLAIN, READY)?;
             wait_table(lab, &pods, vip, PLAIN, 1)?;
             product::wait_backends(lab, vip, 5 + u32::from(PLAIN), SOON)?;
@@ -140,18 +96,30 @@ fn from_three_to_sixty_backends_and_back_each_change_is_a_message_and_no_request
             plain(lab, 0, READY)?;
             wait_table(lab, &pods, vip, 0, 1)?;
             pods.scale(3)?;
-            wait_table(lab, &pods, vip, 0, 1)
+            wait_table(lab, &pods, vip, 0, 1)?;
+            let least = pods.pods()?;
+
+            let service = Service { protocol: 6, at: (vip, 80).into() };
+            let mut wanted: Fates = (1..=PLAIN)
+                .map(|n| ((service, (address(n), 80).into()), [&BEGINNING[..], &END].concat()))
+                .collect();
+            for (name, pod) in &most {
+                let began = if before.contains_key(name) { &[][..] } else { &BEGINNING };
+                let ended = if least.contains_key(name) { &[][..] } else { &END };
+                wanted.insert(
+                    (service, (pod.address.parse::<Ipv4Addr>()?, 8080).into()),
+                    [began, ended].concat(),
+                );
+            }
+            wanted.retain(|_, fate| !fate.is_empty());
+            Ok(wanted)
         })?;
         let report = watch.stop();
-        println!("messages that add, set and delete: {counts:?}; {report}");
-        // A machine that stands still for longer than its peers wait loses its addresses.
-        ensure!(report.failures == 0 || product::owners(lab, vip)? != [owner], "{report}");
-        let more = 2 + usize::from(PLAIN);
-        // What is to end is set to 0 before it goes.
-        ensure!(counts == [more; 3], "{counts:?}");
+        println!("{report}");
+        ensure!(report.failures == 0 || product::was_lost(lab, vip)?, "{report}");
         lab.kubectl(["vip", "unexpose", "svc/web", "-n", NAMESPACE])?.ok()?;
         for n in 1..=PLAIN {
-            lab.netns().ip(&format!("address del 10.87.4.{n}/32 dev lo"))?;
+            lab.netns().ip(&format!("address del {}/32 dev lo", address(n)))?;
         }
         pods.remove()
     });

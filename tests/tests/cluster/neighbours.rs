@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Node,
+    Lab, Node,
     command::{self, Output},
     product,
 };
@@ -31,13 +31,14 @@ pub(super) fn uproot(node: &Node<'_>) -> Result<()> {
         .map(drop)
 }
 
-/// What is foreign is on the node again when this ends, however it ends: it is looked at after all tests.
-struct Replanted<'a>(&'a Node<'a>);
+/// What is foreign is on every node again when this ends, however it ends: it is looked at after all tests, and a kube-proxy
+/// that starts flushes what is foreign as well.
+pub(super) struct Replanted<'a>(pub &'a Lab);
 
 impl Drop for Replanted<'_> {
     fn drop(&mut self) {
-        if let Err(error) = plant(self.0) {
-            eprintln!("what is foreign is not on {} again: {error:#}", self.0.name());
+        if let Err(error) = self.0.each_node(|node| plant(&node)) {
+            eprintln!("what is foreign is not on every node again: {error:#}");
         }
     }
 }
@@ -48,8 +49,7 @@ fn kube_proxy_flushes_ipvs_and_every_entry_is_back_within_a_second() {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "flush")?;
         let node = lab.node(exposed.owner.number);
-        // What is not ours is flushed too, and nobody else puts it back.
-        let _replanted = Replanted(&node);
+        let _replanted = Replanted(lab);
         // Prints when one of our services is gone and when it is there again with its destinations. /proc/net/ip_vs would be
         // quicker to read, but leaves entries out while other namespaces have some.
         let look = format!(

@@ -283,7 +283,7 @@ impl Row {
         let vip = self.make(scene, &name, six)?;
         let mut outcome = (self.check)(scene, vip);
         if let Err(error) = &outcome
-            && scene.was_lost(vip)?
+            && product::was_lost(scene.lab, vip)?
         {
             println!("{name} once more: {error:#}");
             scene.remove(&name)?;

@@ -4,35 +4,51 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::{Lab, Node, command, guest, product, workload::Pod};
 use serde_json::Value;
 
-use super::{Exposed, NAMESPACE, SOON, check, installed, undisturbed};
+use super::{Exposed, NAMESPACE, SOON, check, check_alone, installed, neighbours::Replanted, undisturbed};
 
-/// The names in the answers to `tries` requests from a client on the LAN.
-fn ask_from_lan(lab: &Lab, url: &str, tries: usize) -> Result<BTreeSet<String>> {
-    (0..tries).map(|_| Ok(lab.client().get(url)?.body)).collect()
+/// Asks until all pods have answered. A request without an answer ends it.
+fn reach(who: &str, all: &BTreeSet<String>, mut ask: impl FnMut() -> Result<BTreeSet<String>>) -> Result<()> {
+    let (mut reached, start) = (BTreeSet::new(), Instant::now());
+    loop {
+        reached.extend(ask().with_context(|| who.to_owned())?);
+        if reached == *all {
+            return Ok(());
+        }
+        // The pods of a node that stood still for a moment get nothing until they answer the owner again.
+        ensure!(start.elapsed() < SOON, "{who} reached {reached:?} of {all:?}");
+    }
 }
 
-/// The names in the answers that a node gets, over TCP and over UDP.
-fn ask_from_node(lab: &Lab, node: u8, vip: Ipv4Addr) -> Result<[BTreeSet<String>; 2]> {
-    let names = |text: &str| text.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>();
-    // One process, and a connection for each.
-    let tcp = format!(
-        "curl -sS -m 5 -H 'Connection: close' -w '\\n' {}",
-        format!("http://{vip}/hostname ").repeat(9)
+/// The names in the answers to some requests from a client on the LAN.
+fn ask_from_lan(lab: &Lab, url: &str) -> Result<BTreeSet<String>> {
+    (0..12).map(|_| Ok(lab.client().get(url)?.body)).collect()
+}
+
+/// The names in the answers that a node gets over TCP. One process, and a connection for each.
+fn ask_from_node(node: &Node<'_>, vip: Ipv4Addr) -> Result<BTreeSet<String>> {
+    let urls = format!("http://{vip}/hostname ").repeat(9);
+    names(node, &format!("curl -sS -m 5 -H 'Connection: close' -w '\\n' {urls}"))
+}
+
+/// The same over UDP.
+fn ask_from_node_by_udp(node: &Node<'_>, vip: Ipv4Addr) -> Result<BTreeSet<String>> {
+    let program = format!(
+        "import socket\nfor i in range(9):\n s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5); \
+         s.connect((\"{vip}\",81)); s.send(b\"hostname\"); print(s.recv(64).decode())"
     );
-    let udp = format!(
-        "python3 -c 'import socket\nfor i in range(9):\n s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.settimeout(5); \
-         s.connect((\"{vip}\",81)); s.send(b\"hostname\"); print(s.recv(64).decode())'"
-    );
-    let tcp = lab.node(node).exec(&tcp)?.ok()?;
-    let udp = lab.node(node).exec(&udp)?.ok()?;
-    Ok([names(&tcp.stdout), names(&udp.stdout)])
+    names(node, &format!("python3 -c '{program}'"))
+}
+
+/// What a command on a node prints, as names.
+fn names(node: &Node<'_>, command: &str) -> Result<BTreeSet<String>> {
+    Ok(node.exec(command)?.ok()?.stdout.split_whitespace().map(str::to_owned).collect())
 }
 
 /// The names in the answers that a pod gets: agnhost, at `address:port`, asks on behalf of who asks it.
@@ -64,25 +80,18 @@ fn every_kind_of_client_reaches_the_pods_of_all_nodes_over_tcp_and_udp() {
         let all: BTreeSet<String> = pods.keys().cloned().collect();
 
         undisturbed(lab, vip, || {
-            ensure!(ask_from_lan(lab, &exposed.url(), 12)? == all, "TCP from the LAN reached only some");
-            ensure!(
-                ask_from_lan(lab, &format!("udp://{vip}:81/hostname"), 12)? == all,
-                "UDP from the LAN reached only some"
-            );
-            for node in 1..=3 {
-                let [tcp, udp] = ask_from_node(lab, node, vip)?;
-                ensure!(tcp == all, "TCP from node-{node} reached {tcp:?} of {all:?}");
-                ensure!(udp == all, "UDP from node-{node} reached {udp:?} of {all:?}");
+            reach("TCP from the LAN", &all, || ask_from_lan(lab, &exposed.url()))?;
+            reach("UDP from the LAN", &all, || ask_from_lan(lab, &format!("udp://{vip}:81/hostname")))?;
+            for node in lab.nodes() {
+                reach(&format!("TCP from {}", node.name()), &all, || ask_from_node(&node, vip))?;
+                reach(&format!("UDP from {}", node.name()), &all, || ask_from_node_by_udp(&node, vip))?;
             }
             for pod in pods.values() {
+                let dialler = format!("{}:8080", pod.address);
                 for (protocol, port) in [("http", 80), ("udp", 81)] {
-                    let reached =
-                        ask_from_pod(lab, &pod.node, &format!("{}:8080", pod.address), vip, protocol, port)?;
-                    ensure!(
-                        reached == all,
-                        "{protocol} from a pod on {} reached {reached:?} of {all:?}",
-                        pod.node
-                    );
+                    reach(&format!("{protocol} from a pod on {}", pod.node), &all, || {
+                        ask_from_pod(lab, &pod.node, &dialler, vip, protocol, port)
+                    })?;
                 }
             }
             Ok(())
@@ -142,71 +151,84 @@ fn try_from(node: &Node<'_>, pod: &Pod, at: SocketAddr) -> Result<[String; 2]> {
 
 #[test]
 fn node_ports_and_the_kubelet_answer_at_nodes_only_whoever_asks_in_whatever_family() {
-    check(|| {
+    check(|| only_what_is_exposed_answers(installed()?, "nodeport"));
+}
+
+#[test]
+fn beside_a_kube_proxy_in_iptables_mode_only_what_is_exposed_answers_too() {
+    check_alone(|| {
         let lab = installed()?;
-        let pods = super::web(lab)?.pods()?;
-        let service = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: nodeport, namespace: {NAMESPACE}}}\nspec: {{type: NodePort, \
+        let _replanted = Replanted(lab);
+        lab.with_kube_proxy_in("iptables", || {
+            command::until("the rules of that mode", 3 * SOON, || {
+                let rules = lab.each_node(|node| Ok(node.exec("iptables-save -t nat")?.ok()?.stdout))?;
+                Ok(rules.iter().all(|rules| rules.contains("KUBE-NODEPORTS")).then_some(()))
+            })?;
+            only_what_is_exposed_answers(lab, "iptables")
+        })
+    });
+}
+
+/// A Service of type NodePort is asked at its virtual IPs and at nodes, from the LAN, from nodes and from pods.
+fn only_what_is_exposed_answers(lab: &'static Lab, service: &str) -> Result<()> {
+    let pods = super::web(lab)?.pods()?;
+    let manifest = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {NAMESPACE}}}\nspec: {{type: NodePort, \
              ipFamilyPolicy: RequireDualStack, selector: {{app: web}}, ports: [{{port: 80, targetPort: http}}]}}\n"
+    );
+    lab.apply(&manifest)?;
+    let svc = format!("svc/{service}");
+    lab.kubectl(["vip", "expose", &svc, "-n", NAMESPACE])?.ok()?;
+    let vips: [IpAddr; 2] = [
+        product::address_of::<Ipv4Addr>(lab, NAMESPACE, service)?.into(),
+        product::address_of::<Ipv6Addr>(lab, NAMESPACE, service)?.into(),
+    ];
+    let port = ["get", "service", service, "-n", NAMESPACE, "-o", "jsonpath={.spec.ports[0].nodePort}"];
+    let port: u16 = lab.kubectl(port)?.ok()?.text().parse()?;
+    for vip in vips {
+        let owner = product::wait_one_owner(lab, vip, SOON)?;
+        product::wait_destinations(lab, vip, 80, 3, SOON)?;
+        let six = vip.is_ipv6();
+        let own = |node: u8| {
+            if six { guest::address6(node).into() } else { IpAddr::from(guest::address(node)) }
+        };
+        let (shut, open) = (
+            [port, 10250],
+            [SocketAddr::new(vip, 80), (own(owner.number), port).into(), (own(owner.number), 10250).into()],
         );
-        lab.apply(&service)?;
-        lab.kubectl(["vip", "expose", "svc/nodeport", "-n", NAMESPACE])?.ok()?;
-        let vips: [IpAddr; 2] = [
-            product::address_of::<Ipv4Addr>(lab, NAMESPACE, "nodeport")?.into(),
-            product::address_of::<Ipv6Addr>(lab, NAMESPACE, "nodeport")?.into(),
-        ];
-        let port =
-            ["get", "service", "nodeport", "-n", NAMESPACE, "-o", "jsonpath={.spec.ports[0].nodePort}"];
-        let port: u16 = lab.kubectl(port)?.ok()?.text().parse()?;
-        for vip in vips {
-            let owner = product::wait_one_owner(lab, vip, SOON)?;
-            product::wait_destinations(lab, vip, 80, 3, SOON)?;
-            let six = vip.is_ipv6();
-            let own = |node: u8| {
-                if six { guest::address6(node).into() } else { IpAddr::from(guest::address(node)) }
-            };
-            let (shut, open) = (
-                [port, 10250],
-                [
-                    SocketAddr::new(vip, 80),
-                    (own(owner.number), port).into(),
-                    (own(owner.number), 10250).into(),
-                ],
-            );
-            for at in open {
-                command::until(&format!("{at} to accept"), SOON, || {
-                    Ok((!lab.client().tcp_refused(at)?).then_some(()))
-                })?;
-            }
-            for port in shut {
-                ensure!(lab.client().tcp_refused((vip, port).into())?, "port {port} answers at {vip}");
-            }
-            lab.each_node(|node| {
-                let pod = pods.values().find(|pod| pod.node == node.name()).cloned();
-                let pod = pod.ok_or_else(|| anyhow::anyhow!("no pod on {}", node.name()))?;
-                for at in open {
-                    let [own, of_pod] = try_from(&node, &pod, at)?;
-                    ensure!(
-                        own == "answered" && of_pod.contains("responses"),
-                        "{at} from {}: {own}, {of_pod}",
-                        node.name()
-                    );
-                }
-                for port in shut {
-                    let [own, of_pod] = try_from(&node, &pod, SocketAddr::new(vip, port))?;
-                    let refused = own.contains("refused") || own.contains("Failed to connect");
-                    ensure!(
-                        refused && of_pod.contains("connection refused"),
-                        "{vip}, port {port}, from {}: {own}, {of_pod}",
-                        node.name()
-                    );
-                }
-                Ok(())
+        for at in open {
+            command::until(&format!("{at} to accept"), SOON, || {
+                Ok((!lab.client().tcp_refused(at)?).then_some(()))
             })?;
         }
-        lab.kubectl(["vip", "unexpose", "svc/nodeport", "-n", NAMESPACE])?.ok()?;
-        lab.kubectl(["delete", "service", "nodeport", "-n", NAMESPACE, "--wait=false"])?.ok().map(drop)
-    });
+        for port in shut {
+            ensure!(lab.client().tcp_refused((vip, port).into())?, "port {port} answers at {vip}");
+        }
+        lab.each_node(|node| {
+            let pod = pods.values().find(|pod| pod.node == node.name()).cloned();
+            let pod = pod.ok_or_else(|| anyhow::anyhow!("no pod on {}", node.name()))?;
+            for at in open {
+                let [own, of_pod] = try_from(&node, &pod, at)?;
+                ensure!(
+                    own == "answered" && of_pod.contains("responses"),
+                    "{at} from {}: {own}, {of_pod}",
+                    node.name()
+                );
+            }
+            for port in shut {
+                let [own, of_pod] = try_from(&node, &pod, SocketAddr::new(vip, port))?;
+                let refused = own.contains("refused") || own.contains("Failed to connect");
+                ensure!(
+                    refused && of_pod.contains("connection refused"),
+                    "{vip}, port {port}, from {}: {own}, {of_pod}",
+                    node.name()
+                );
+            }
+            Ok(())
+        })?;
+    }
+    lab.kubectl(["vip", "unexpose", &svc, "-n", NAMESPACE])?.ok()?;
+    lab.kubectl(["delete", "service", service, "-n", NAMESPACE, "--wait=false"])?.ok().map(drop)
 }
 
 #[test]

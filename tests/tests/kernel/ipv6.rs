@@ -58,9 +58,9 @@ fn services_come_change_and_go() {
         assert!(ipvsadm().contains(&"-A -t [fd87::2:50]:80 -s rr -p 600".to_owned()), "{:?}", ipvsadm());
         assert_eq!(kernel.observe().unwrap(), wanted);
 
-        assert!(kernel.sentinel(&key6(80)).unwrap());
+        assert_eq!(kernel.sentinel(&key6(80)), Ok(Sight::Both));
         run("ipvsadm -D -t [fd87::2:50]:80");
-        assert!(!kernel.sentinel(&key6(80)).unwrap());
+        assert_eq!(kernel.sentinel(&key6(80)), Ok(Sight::Table));
         assert_eq!(converge(&mut kernel, &wanted).len(), 3);
         let left = desired([(key(80), service([1]))]);
         converge(&mut kernel, &left);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Lab, client::Connection, command, guest, image::AGNHOST, product};
+use lab::{Lab, client::Connection, command, guest, image::AGNHOST, product, workload::SLOW};
 use serde_json::Value;
 use vip_core::api::name_of;
 
@@ -47,7 +47,7 @@ spec:
     args: [netexec, --http-port={base}, --udp-port={udp}, --sctp-port={sctp}]
     ports: [{{name: http, containerPort: {base}}}, {{name: udp, containerPort: {udp}, protocol: UDP}},
             {{name: sctp, containerPort: {sctp}, protocol: SCTP}}]
-    readinessProbe: {{httpGet: {{path: /{path}, port: http}}, periodSeconds: 2}}
+    readinessProbe: {{httpGet: {{path: /{path}, port: http}}, periodSeconds: 5, timeoutSeconds: 5}}
 ---
 ",
             udp = base + 1,
@@ -81,7 +81,7 @@ impl Scene {
         }
         let mut pods = BTreeMap::new();
         for name in ["a", "b", "host", "never"] {
-            let found = command::until(&format!("pod {name}"), Duration::from_secs(180), || {
+            let found = command::until(&format!("pod {name}"), SLOW, || {
                 let pod = lab.kubectl(["get", "pod", name, "-n", KINDS, "-o", "json"])?.ok()?;
                 let pod: Value = serde_json::from_str(&pod.stdout)?;
                 let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -239,12 +239,6 @@ impl Scene {
             let seen = answer.body.parse().with_context(|| answer.body.clone())?;
             Ok(Some((seen, answer.source)))
         })
-    }
-
-    /// Whether a virtual IP's owner has lost it unasked, as one does that stood still with the whole machine.
-    pub fn was_lost(&self, vip: IpAddr) -> Result<bool> {
-        let reason = product::field(self.lab, vip, "{.status.lastHandover.reason}")?;
-        Ok(["OwnerSilent", "OwnerLeft", "HigherPriority"].contains(&reason.as_str()))
     }
 
     /// A connection that a pod has taken.
