@@ -17,6 +17,9 @@ use crate::paths;
 /// How long an ordinary command may take.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+/// Between two questions of who waits for an answer, at least and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
 /// What a command left: its exit code (128 + signal when a signal ended it) and both of its outputs.
 #[derive(Clone, Debug)]
 pub struct Output {
@@ -133,11 +136,13 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
     }
 }
 
-/// Asks until the answer is there. The error says what was waited for and the last reason it was not there.
+/// Asks until the answer is there, and for no more than half of the time: who asks takes the processors from those who are to answer.
+/// The error says what was waited for and the last reason it was not there.
 pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + limit;
     let mut reason = None;
     loop {
+        let asked = Instant::now();
         match ask() {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => {}
@@ -147,7 +152,7 @@ pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Opt
             let text = format!("{what}: not within {limit:?}");
             return Err(reason.map_or_else(|| anyhow!(text.clone()), |reason| reason.context(text.clone())));
         }
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(asked.elapsed().clamp(PAUSE.0, PAUSE.1));
     }
 }
 

@@ -129,7 +129,9 @@ impl ControlPlane<'_> {
                 command.arg("--service-account-private-key-file").arg(pki.join("sa.key"));
                 command.arg("--root-ca-file").arg(pki.join("ca.crt"));
                 command.args(["--use-service-account-credentials", "--allocate-node-cidrs=false"]);
-                command.args(["--node-monitor-period", "1s", "--node-monitor-grace-period", "16s"]);
+                // Half of what is usual: an emulated kubelet may be late by some seconds, and tests take the API server away for
+                // thirty to have its node given up.
+                command.args(["--node-monitor-period", "1s", "--node-monitor-grace-period", "25s"]);
             }
             self.daemon(program).start(&mut command)?;
         }

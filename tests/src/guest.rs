@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-pub(crate) use node::PROXY_MODE;
+pub(crate) use node::{FRUGAL, PROXY_MODE};
 
 use crate::{
     command::{self, ip, words},

@@ -171,12 +171,12 @@ impl Tier {
             }
             Self::Cluster => {
                 product::build()?;
+                let tests = ["--package", "lab", "--test", "cluster"];
+                // A compiler beside the machine would take its processors.
+                let built = cargo(&[&tests[..], &["--no-run"]].concat(), &[], None)?;
+                ensure!(built.failed == 0, "the tests do not build");
                 self.within(0, Parts::Cluster, |lab| {
-                    cargo(
-                        &["--package", "lab", "--test", "cluster"],
-                        &["--test-threads=2"],
-                        Some(("LAB", lab.name())),
-                    )
+                    cargo(&tests, &["--test-threads=2"], Some(("LAB", lab.name())))
                 })
             }
         }

@@ -26,6 +26,11 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Has the mode in which kube-proxy starts.
 pub(crate) const PROXY_MODE: &str = "/run/lab/proxy-mode";
 
+/// For Go under emulation: there is plenty of memory, and collecting garbage costs; nine programs on two processors gain nothing from
+/// threads of their own that look for work, and a signal to a thread that has run for ten milliseconds is no exception here.
+pub(crate) const FRUGAL: [(&str, &str); 3] =
+    [("GOGC", "400"), ("GOMAXPROCS", "1"), ("GODEBUG", "asyncpreemptoff=1")];
+
 /// Starts a kube-proxy in the mode that the file says. In nftables mode it has no iptables, and so no rules of a former mode to
 /// look for, by dozens of slow processes. It still flushes IPVS.
 const PROXY: &str = r#"read -r mode < "$0"
@@ -93,8 +98,7 @@ struct Unit {
 impl Unit {
     fn start(name: &'static str, mut command: Command, logs: &Path, node: &str) -> Result<Self> {
         let log = File::options().create(true).append(true).open(logs.join(format!("{node}-{name}.log")))?;
-        // There is plenty of memory, and collecting garbage costs under emulation.
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).env("GOGC", "400");
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).envs(FRUGAL);
         let child = command::spawn(&mut command)?;
         let this = Self { name, command, child, started: Instant::now() };
         this.note()?;
