@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use crate::{Lab, Node, command, product};
 
 /// How long the kubelet may take to start a container again: from the second end on it waits, longer each time.
-const RESTART: Duration = Duration::from_secs(300);
+const RESTART: Duration = Duration::from_secs(600);
 /// How long anything else may take.
 const SOON: Duration = Duration::from_secs(60);
 

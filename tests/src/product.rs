@@ -116,7 +116,7 @@ fn wait_one_answering(lab: &Lab, vip: Ipv4Addr, limit: Duration) -> Result<Owner
 }
 
 /// The numbers of the nodes whose kernel has the address.
-pub fn bound_on(lab: &Lab, vip: impl Into<IpAddr>) -> Result<Vec<u8>> {
+fn bound_on(lab: &Lab, vip: impl Into<IpAddr>) -> Result<Vec<u8>> {
     let vip = vip.into();
     let bound = lab.each_node(|node| {
         let addresses = node.exec("ip -oneline address show")?.ok()?;

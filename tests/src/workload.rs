@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{command, image::AGNHOST, lab::Lab};
+use crate::{command, guest::FRUGAL, image::AGNHOST, lab::Lab};
 
 /// How long pods may take to come and go on a slow machine, under load.
 pub const SLOW: Duration = Duration::from_secs(300);
@@ -28,6 +28,13 @@ pub struct Pod {
     pub node: String,
     /// Its address.
     pub address: String,
+}
+
+impl Pod {
+    /// Where it says its name itself, past every Service.
+    pub fn url(&self) -> String {
+        format!("http://{}:8080/hostname", self.address)
+    }
 }
 
 impl<'a> Workload<'a> {
@@ -79,7 +86,7 @@ spec:
   template:
     metadata: {{labels: {{app: {name}}}}}
     spec:
-      terminationGracePeriodSeconds: 10
+      terminationGracePeriodSeconds: 15
       topologySpreadConstraints:
       - maxSkew: 1
         topologyKey: kubernetes.io/hostname
@@ -91,10 +98,12 @@ spec:
         image: {AGNHOST}
         imagePullPolicy: Never
         # It goes on answering until all have heard that it ends.
-        args: [netexec, --http-port=8080, --udp-port=8081, --delay-shutdown=6]
+        args: [netexec, --http-port=8080, --udp-port=8081, --delay-shutdown=10]
         ports: [{{name: http, containerPort: 8080}}, {{name: udp, containerPort: 8081, protocol: UDP}}]
+        env: [{env}]
         readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 5, timeoutSeconds: 5}}
-"
+",
+            env = FRUGAL.map(|(name, value)| format!("{{name: {name}, value: {value:?}}}")).join(", ")
         )
     }
 

@@ -35,10 +35,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use jiff::Timestamp;
 use lab::{
-    Lab,
+    Lab, Report,
     product::{self, Owner},
     workload::Workload,
 };
@@ -138,6 +138,17 @@ fn undisturbed<T>(lab: &Lab, vip: Ipv4Addr, ask: impl Fn() -> Result<T>) -> Resu
         println!("{vip} went from {} to {} meanwhile: {error:#}", before.node, owner.node);
         ask()
     })
+}
+
+/// Wants a client of a virtual IP to have had an answer in every second, but for the time that the machine stood still: then a client
+/// of one of the pods had none either.
+fn answered(client: &Report, beside: &Report) -> Result<()> {
+    let gap = Duration::from_secs(1) + beside.longest_gap;
+    ensure!(
+        client.longest_gap < gap,
+        "{gap:?} without an answer are borne: {client}; of a pod itself: {beside}"
+    );
+    Ok(())
 }
 
 /// Runs a test that others may run beside.

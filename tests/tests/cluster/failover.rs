@@ -6,14 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::{
     Lab, command,
     product::{self, Owner},
     workload::Pod,
 };
 
-use super::{Exposed, SOON, check_alone, installed, web};
+use super::{Exposed, SOON, answered, check_alone, installed, web};
 
 /// Between two requests of an impatient client.
 const EVERY: Duration = Duration::from_millis(50);
@@ -58,17 +58,21 @@ fn lose_the_owner(
     lab: &'static Lab,
     exposed: &Exposed,
     pods: &BTreeMap<String, Pod>,
-    owner: u8,
     look: impl FnOnce(&Owner) -> Result<()>,
 ) -> Result<Cut> {
-    let (lost, others): (Vec<_>, Vec<_>) = pods.values().partition(|pod| pod.node == format!("node-{owner}"));
+    let client = lab.client().limit(Duration::from_secs(1));
+    let watch = client.watch(&exposed.url(), EVERY)?;
+    watch.wait_answers(100, SOON)?;
+    // Not the one that it had at first: a machine that stands still for longer than its peers wait loses its addresses.
+    let owner = product::wait_owner(lab, exposed.vip, SOON)?;
+    let (lost, others): (Vec<_>, Vec<_>) = pods.values().partition(|pod| pod.node == owner.node);
     let weights_of = |pods: &[&Pod], weights: &BTreeMap<String, u32>| -> Vec<u32> {
         pods.iter().filter_map(|pod| weights.get(&format!("{}:8080", pod.address)).copied()).collect()
     };
-    let watch = lab.client().limit(Duration::from_secs(1)).watch(&exposed.url(), EVERY)?;
-    watch.wait_answers(100, SOON)?;
-    let (cut, since) = (Cut::new(lab, owner)?, Instant::now());
-    let next = product::wait_other_owner(lab, exposed.vip, owner, SOON)?;
+    let stays = others.first().context("no pod on another node")?;
+    let beside = client.watch(&stays.url(), EVERY)?;
+    let (cut, since) = (Cut::new(lab, owner.number)?, Instant::now());
+    let next = product::wait_other_owner(lab, exposed.vip, owner.number, SOON)?;
     command::until("the lost pod to get nothing", WATCHED, || {
         let weights = product::destinations(&lab.node(next.number), exposed.vip, 80)?;
         let (lost, others) = (weights_of(&lost, &weights), weights_of(&others, &weights));
@@ -78,10 +82,10 @@ fn lose_the_owner(
     })?;
     look(&next)?;
     thread::sleep(WATCHED.saturating_sub(since.elapsed()));
-    let report = watch.stop();
-    println!("{report}");
-    ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
-    let allowed = report.bearable(EVERY) + report.requests / 100;
+    let (report, beside) = (watch.stop(), beside.stop());
+    println!("{report}; of a pod itself: {beside}");
+    answered(&report, &beside)?;
+    let allowed = report.bearable(EVERY) + report.requests / 100 + beside.failures;
     ensure!(report.failures <= allowed, "{allowed} may fail: {report}");
     Ok(cut)
 }
@@ -91,10 +95,8 @@ fn the_owner_is_unplugged_another_takes_over_within_a_second_and_the_lost_pods_g
     check_alone(|| {
         let lab = installed()?;
         let exposed = Exposed::new(lab, "unplug")?;
-        let owner = exposed.owner.number;
-        ensure!(product::bound_on(lab, exposed.vip)? == [owner], "bound on more than the owner");
         let pods = web(lab)?.pods()?;
-        drop(lose_the_owner(lab, &exposed, &pods, owner, |next| {
+        drop(lose_the_owner(lab, &exposed, &pods, |next| {
             product::wait_status_owner(lab, exposed.vip, &next.node, SOON)?;
             command::until("the status to tell", SOON, || {
                 let ready = product::field(lab, exposed.vip, "{.status.backends.ready}")?;
@@ -135,7 +137,7 @@ fn the_api_server_hangs_then_is_down_for_a_minute_and_an_owner_is_lost_meanwhile
                 report.failures == 0 || owner != exposed.owner,
                 "with the API server hanging, back, and down: {report}"
             );
-            let cut = lose_the_owner(lab, &exposed, &pods, owner.number, |_| Ok(()))?;
+            let cut = lose_the_owner(lab, &exposed, &pods, |_| Ok(()))?;
             thread::sleep(Duration::from_secs(60).saturating_sub(stopped.elapsed()));
             Ok(cut)
         })();

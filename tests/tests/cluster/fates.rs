@@ -1,25 +1,22 @@
 //! What an agent does to its kernel's destinations, as heard on the way: what was wanted of it, each once, and nothing else.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use lab::{
     Agent, Lab,
     ipvs_ear::{DELETE_SERVICE, Fates, SET_SERVICE, fates},
 };
 
 /// How long what is listened to may take.
-const LONG: Duration = Duration::from_secs(900);
+const LONG: Duration = Duration::from_secs(1500);
 /// Why an agent that owns an address takes a backend out of service for a while, as it says itself: on a slow machine a node
 /// stands still now and then.
 const SHUNNED: [&str; 2] = ["its endpoints are suspected", "the backend fails its check"];
-
 /// Listens on a node while something is done that gives the destinations these fates; how often one was out of service meanwhile.
 pub fn heard(lab: &Lab, node: u8, work: impl FnOnce() -> Result<Fates>) -> Result<usize> {
-    let began = Instant::now();
+    let began = Timestamp::now();
     let (wanted, words) = lab.node(node).hear_ipvs(LONG, work)?;
     let refused = words.iter().filter(|word| word.answer.is_some_and(|errno| errno != 0)).count();
     ensure!(refused == 0, "the kernel refused {refused} times");
@@ -39,10 +36,25 @@ pub fn heard(lab: &Lab, node: u8, work: impl FnOnce() -> Result<Fates>) -> Resul
         "node-{node}: {messages} messages about destinations; {shunned} times one was out of service for a while"
     );
     if shunned > 0 {
-        let log = Agent::on(lab, node).last_words(began.elapsed())?;
-        ensure!(SHUNNED.iter().any(|why| log.contains(why)), "its agent does not say why:\n{log}");
+        let log = Agent::on(lab, node).last_words(Timestamp::now().duration_since(began).unsigned_abs())?;
+        let said = SHUNNED.iter().any(|why| log.contains(why)) || was_unready(lab, began)?;
+        ensure!(said, "neither its agent nor a kubelet says why:\n{log}");
     }
     Ok(shunned)
+}
+
+/// Whether a kubelet found a pod other than the agents' not ready since then.
+fn was_unready(lab: &Lab, since: Timestamp) -> Result<bool> {
+    let select = "--field-selector=reason=Unhealthy,involvedObject.namespace!=kubectl-vip";
+    let events =
+        lab.kubectl(["get", "events", "-A", select, "-o", "jsonpath={.items[*].lastTimestamp}"])?.ok()?;
+    // Their times are in whole seconds.
+    let since = since - SignedDuration::from_secs(1);
+    Ok(events
+        .text()
+        .split_whitespace()
+        .filter_map(|time| time.parse::<Timestamp>().ok())
+        .any(|time| time >= since))
 }
 
 /// Strikes out what was shunned and taken back: over TCP at weight 0, over UDP away.

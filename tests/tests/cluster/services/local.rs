@@ -1,12 +1,12 @@
 //! `externalTrafficPolicy: Local`: the address goes where a pod is ready.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::ensure;
 use lab::product;
 
 use super::scene::{LEAVING, READY, Scene};
-use crate::{SOON, check, installed};
+use crate::{SOON, answered, check, installed};
 
 /// Between two requests of an impatient client.
 const EVERY: Duration = Duration::from_millis(50);
@@ -27,8 +27,10 @@ fn an_owner_whose_last_pod_ends_hands_over_before_clients_notice() {
         let vip = scene.expose("leaving", &[])?;
         let owner = product::wait_one_owner(lab, vip, SOON)?;
         let (ends, stays) = if owner.number == 1 { (pods[0], pods[1]) } else { (pods[1], pods[0]) };
-        let watch =
-            lab.client().limit(Duration::from_secs(10)).watch(&format!("http://{vip}/hostname"), EVERY)?;
+        let client = lab.client().limit(Duration::from_secs(10));
+        let stays_at = SocketAddr::new(scene.pod(stays.0, false)?, stays.1);
+        let watch = client.watch(&format!("http://{vip}/hostname"), EVERY)?;
+        let beside = client.watch(&format!("http://{stays_at}/hostname"), EVERY)?;
         watch.wait_answers(50, SOON)?;
 
         scene.slice("leaving", ends.0, ends.1, &[(ends.0, LEAVING)])?;
@@ -38,9 +40,9 @@ fn an_owner_whose_last_pod_ends_hands_over_before_clients_notice() {
         ensure!(now.node == next, "from {} to {}", owner.node, now.node);
         scene.answer_to_client("http", (vip, 80), &[stays.0])?;
         watch.wait_answers(50, SOON)?;
-        let report = watch.stop();
+        let (report, beside) = (watch.stop(), beside.stop());
         println!("from {} to {}: {report}", owner.node, now.node);
-        ensure!(report.longest_gap < Duration::from_secs(1), "{report}");
+        answered(&report, &beside)?;
         ensure!(report.failures <= report.bearable(EVERY), "{report}");
         ensure!(report.by_failure.keys().all(|what| what == BROKEN), "{report}");
 
