@@ -19,9 +19,9 @@ const HANDOVER: Duration = Duration::from_secs(1);
 const OFFER: Duration = Duration::from_millis(500);
 /// How long one that leaves waits at most: its pod is given 15 s to end. At intervals over 8 s the last in rank come too late.
 const LEAVING: Duration = Duration::from_secs(10);
-/// How long one that is displaced serves at least until its successor has announced the addresses: to bind hundreds takes longer
-/// than the shortest intervals.
-const DISPLACED: Duration = Duration::from_millis(100);
+/// How long one that is displaced serves at most while its successor has not announced the addresses, unless the interval is longer: to
+/// bind hundreds takes longer than the shortest intervals, and on a busy node the kernel needs a while until it answers for one of IPv6.
+const DISPLACED: Duration = Duration::from_millis(300);
 /// Advertisements that may be missed before a master is taken for dead (RFC 9568 section 6.1: Active_Down_Interval).
 const MISSED: u32 = 3;
 /// How long a takeover counts as fresh: until then the endpoints on the lost node are suspected where nothing else tells.

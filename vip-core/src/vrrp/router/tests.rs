@@ -166,10 +166,10 @@ fn an_offer_that_nobody_takes_is_over() {
 }
 
 #[test]
-fn who_is_displaced_serves_until_hundreds_of_addresses_can_be_bound() {
+fn who_is_displaced_serves_until_a_busy_successor_can_have_bound_all_addresses() {
     let ms = Duration::from_millis;
     for (interval, serves) in
-        [(ms(10), ms(100)), (ms(100), ms(100)), (ms(300), ms(300)), (SECOND * 5, SECOND)]
+        [(ms(10), ms(300)), (ms(100), ms(300)), (ms(500), ms(500)), (SECOND * 5, SECOND)]
     {
         let mut router = Router::new(RouterConfig { interval, ..config(255, None) }, ip(11));
         router.start(SECOND);
