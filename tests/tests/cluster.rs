@@ -140,6 +140,15 @@ fn undisturbed<T>(lab: &Lab, vip: Ipv4Addr, ask: impl Fn() -> Result<T>) -> Resu
     })
 }
 
+/// Whether a node became master of a virtual router since then, as its vrrp says, also while the API server is away. Unasked that is
+/// done by one that stood still for a moment and finds that nobody took its place, and by its successor where somebody did.
+fn moved_since(lab: &Lab, since: Timestamp) -> Result<bool> {
+    let look = "grep -h ' Master ' /var/log/pods/kubectl-vip_vip-node-*/vrrp/*.log; true";
+    let logs = lab.each_node(|node| Ok(node.exec(look)?.ok()?.stdout))?;
+    let mut times = logs.iter().flat_map(|log| log.lines()).filter_map(|line| line.split(' ').next());
+    Ok(times.any(|time| time.parse::<Timestamp>().is_ok_and(|time| time > since)))
+}
+
 /// Wants a client of a virtual IP to have had an answer in every second, but for the time that the machine stood still: then a client
 /// of one of the pods had none either.
 fn answered(client: &Report, beside: &Report) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What many clients do at once: requests all the time, and connections that stay open.
 
 use std::{
-    fmt,
+    fmt, mem,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -84,14 +84,24 @@ impl Crowd {
     }
 
     /// Uses each once more, and closes them.
-    pub fn leave(self) -> Parting {
-        self.stop.store(true, Ordering::Relaxed);
-        self.members.iter().for_each(|member| member.thread().unpark());
-        let members = self.members.len();
-        let ended =
-            self.members.into_iter().map(|member| member.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
+    pub fn leave(mut self) -> Parting {
+        self.end();
+        let all = mem::take(&mut self.members);
+        let members = all.len();
+        let ended = all.into_iter().map(|member| member.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
         let broken = ended.filter_map(|end| end.err().map(|why| format!("{why:#}"))).collect();
         Parting { members, broken }
+    }
+
+    fn end(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.members.iter().for_each(|member| member.thread().unpark());
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
