@@ -238,7 +238,7 @@ fn an_address_that_another_program_deletes_is_back_at_once() -> Result<()> {
     let all = [vrrp];
     one_owner(&all)?;
     segment.host(1).exec(&format!("ip address del {VIP}/32 dev eth0"))?.ok()?;
-    command::until("the address", Duration::from_secs(1), || Ok(all[0].is_bound()?.then_some(())))?;
+    command::until("the address", Duration::from_millis(100), || Ok(all[0].is_bound()?.then_some(())))?;
     still(&all, 0)
 }
 

@@ -90,7 +90,7 @@ fn an_ipv6_address_that_another_program_deletes_is_back_at_once() -> Result<()> 
     let all = [vrrp];
     one_owner_of(&all, VIP6.into())?;
     segment.host(1).exec(&format!("ip address del {VIP6}/128 dev eth0"))?.ok()?;
-    command::until("the address", Duration::from_secs(1), || Ok(all[0].has(VIP6.into())?.then_some(())))?;
+    command::until("the address", Duration::from_millis(100), || Ok(all[0].has(VIP6.into())?.then_some(())))?;
     // It is renewed as before: its lifetime does not end it.
     thread::sleep(Duration::from_secs(5));
     ensure!(all[0].has(VIP6.into())?, "the address was lost later");
